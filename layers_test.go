@@ -22,7 +22,7 @@ var layers = map[string]int{
 	"snapshot": 4, "spec": 4, "runtime/seccomp": 4, "runtime/monitor": 4,
 	"image": 5, "runtime/plan": 5,
 	"runtime/launch": 6, "engine": 6,
-	"cli": 8,
+	"cli":       8,
 	"cmd/onggi": 9, "cmd/onggi-runtime": 9, "cmd/onggi-hello": 9,
 	"test": 10,
 }

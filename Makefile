@@ -1,0 +1,80 @@
+# Onggi: containers in Go. `make help` lists what there is to do.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export CGO_ENABLED := 0
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Reproducible: no paths, no build ids, no time of day; the version is the commit's.
+LDFLAGS  := -s -w -buildid= -X github.com/onggi/onggi/cli.Version=$(VERSION)
+GOBUILD  := go build -trimpath -ldflags '$(LDFLAGS)'
+BINARIES := onggi onggi-runtime
+# Binaries of the test suite have fault points compiled in (build tag faults); the shipped ones have none.
+TESTBIN  := .cache/testbin
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build ## build and run the main job: onggi/hello, a container that explains itself (needs root)
+	@scripts/as-root bin/onggi run --rm --timing onggi/hello
+
+.PHONY: build
+build: cmd/onggi/embedded/hello.tar ## build bin/onggi and bin/onggi-runtime, static
+	@scripts/setup build
+	@mkdir -p bin
+	@for b in $(BINARIES); do $(GOBUILD) -o bin/$$b ./cmd/$$b; done
+
+# Only the Go sources decide whether the embedded image is made again.
+cmd/onggi/embedded/hello.tar: $(wildcard cmd/onggi-hello/*.go tools/hello-image/*.go) go.mod
+	@scripts/setup build
+	@go run ./tools/hello-image -o $@
+
+.PHONY: install
+install: build ## copy the binaries to DESTDIR/usr/local/bin
+	install -d $(DESTDIR)/usr/local/bin
+	install -m 755 $(addprefix bin/,$(BINARIES)) $(DESTDIR)/usr/local/bin
+
+$(TESTBIN): FORCE
+	@mkdir -p $@
+	@for b in $(BINARIES); do $(GOBUILD) -tags faults -o $@/$$b ./cmd/$$b; done
+FORCE:
+
+.PHONY: test
+test: ## install what the tests need and run them all (needs root)
+	@scripts/setup test
+	@$(MAKE) --no-print-directory build $(TESTBIN)
+	@scripts/as-root scripts/test
+
+.PHONY: test-unit
+test-unit: build ## the packages' own tests only
+	@scripts/as-root go test ./...
+
+.PHONY: test-vm
+test-vm: build $(TESTBIN) ## the walk in a QEMU guest with cgroup v2, without and with systemd
+	@scripts/setup vm
+	@scripts/as-root scripts/test-vm
+
+.PHONY: fuzz
+FUZZTIME ?= 1m
+fuzz: ## every fuzz target for FUZZTIME (1m) each
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: check
+check: build ## gofumpt, vet, staticcheck, doc comments, imports, reproducible build
+	@scripts/check
+
+.PHONY: bench
+bench: build ## onggi beside runc, crun, podman, docker and containerd: min, median, ratio (needs root)
+	@scripts/setup bench
+	@scripts/as-root scripts/bench $(BENCH)
+
+.PHONY: leaks
+leaks: ## say what a test or a crash has left on this machine: processes, mounts, cgroups, namespaces, rules, files
+	@scripts/as-root scripts/leaks
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .cache cmd/onggi/embedded/*.tar

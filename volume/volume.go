@@ -25,6 +25,10 @@ func Open(dir string) (*Store, error) { panic("contract") }
 // Ensure returns the volume, making it if it is not there. An empty name makes an anonymous one (64 hex digits).
 func (s *Store) Ensure(name string, labels map[string]string) (*Volume, error) { panic("contract") }
 
+// EnsureAnonymous is Ensure for an anonymous volume whose name (64 hex digits) the caller has chosen and recorded
+// before, so that a crash between the two leaves no volume that nobody owns.
+func (s *Store) EnsureAnonymous(name string) (*Volume, error) { panic("contract") }
+
 // Get returns the volume, or NotFound.
 func (s *Store) Get(name string) (*Volume, error) { panic("contract") }
 

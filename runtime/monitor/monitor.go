@@ -88,10 +88,16 @@ func Main(path string, create Creator) int { panic("contract") }
 // Client is a connection to a monitor. Its methods may be called from several goroutines.
 type Client struct{}
 
+// FirstFile is the descriptor number of the first of SpawnOptions.Files in the monitor; descriptor 3 is the connection,
+// and the client's own streams come after the files.
+const FirstFile = 4
+
 // SpawnOptions say what the new monitor inherits.
 type SpawnOptions struct {
 	Binary string              // path of onggi-runtime
-	Files  map[string]*os.File // by name; their numbers are filled into Config.Fds
+	// Files by name; their numbers are filled into Config.Fds. They are numbered from FirstFile on in the order of
+	// their names, so that the caller can write "/proc/self/fd/4" into config.json before Spawn.
+	Files map[string]*os.File
 	Stdio  [3]*os.File         // the client's own streams to attach from the first byte; nil ones are not attached
 }
 

@@ -1,0 +1,93 @@
+package test
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// startRegistry runs Debian's docker-registry on a free loopback port for the length of the test.
+func startRegistry(t *testing.T) string {
+	t.Helper()
+	needs(t, "docker-registry")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	_ = l.Close()
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "config.yml")
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n", dir, addr)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("docker-registry", "serve", conf)
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	eventually(t, "the registry answers", func() bool {
+		r, err := http.Get("http://" + addr + "/v2/")
+		if err == nil {
+			_ = r.Body.Close()
+		}
+		return err == nil
+	})
+	return addr
+}
+
+// pushDebian makes an image of the debootstrap tar (ONGGI_TEST_DEBIAN) with a second layer on top and pushes it with
+// skopeo. It returns the image's name.
+func pushDebian(t *testing.T, addr string) string {
+	t.Helper()
+	needs(t, "umoci", "skopeo", "tar")
+	tar := os.Getenv("ONGGI_TEST_DEBIAN")
+	if _, err := os.Stat(tar); err != nil {
+		t.Skip("no Debian root file system: ONGGI_TEST_DEBIAN names none (`make test` makes one with mmdebstrap)")
+	}
+	dir := t.TempDir()
+	layout, root := filepath.Join(dir, "layout"), filepath.Join(dir, "root")
+	if err := os.MkdirAll(filepath.Join(root), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	app := filepath.Join(dir, "app")
+	if err := os.WriteFile(app, []byte("#!/bin/sh\nmkdir -p /www; echo hello from the container > /www/index.html\nexec busybox httpd -f -p 80 -h /www\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, "tar", "-C", root, "-xf", tar)
+	sh(t, "umoci", "init", "--layout", layout)
+	sh(t, "umoci", "new", "--image", layout+":12")
+	sh(t, "umoci", "insert", "--image", layout+":12", root, "/")
+	sh(t, "umoci", "insert", "--image", layout+":12", app, "/usr/local/bin/app")
+	sh(t, "umoci", "config", "--image", layout+":12", "--config.cmd", "/bin/bash", "--config.env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "--config.label", "maker=debootstrap")
+	name := addr + "/debian:12"
+	sh(t, "skopeo", "copy", "--dest-tls-verify=false", "oci:"+layout+":12", "docker://"+name)
+	return name
+}
+
+// dialEventually connects to a published port that is about to listen.
+func dialEventually(t *testing.T, addr string) string {
+	t.Helper()
+	var body string
+	client := http.Client{Timeout: 2 * time.Second}
+	eventually(t, "http://"+addr+" answers", func() bool {
+		r, err := client.Get("http://" + addr + "/")
+		if err != nil {
+			return false
+		}
+		defer r.Body.Close()
+		b := make([]byte, 4096)
+		n, _ := r.Body.Read(b)
+		body = string(b[:n])
+		return r.StatusCode == 200
+	})
+	return body
+}

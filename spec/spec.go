@@ -1,10 +1,28 @@
-// Package spec turns image config + container config + host facts into a runtime-spec. It is pure: it reads no file and
-// changes nothing, so that every rule in it is a table test.
+// Package spec turns image config + container config + host facts into a runtime-spec.
+//
+// It is pure: it reads no file and changes nothing, so that every rule in it is a table test. The rules are docker's
+// (moby, daemon/oci_linux.go and oci/defaults.go, August 2026, behaviour only), because that is what images and users
+// expect: which mounts, masks, capabilities and environment a container finds, how an image's entrypoint and a user's
+// arguments join, which limits are refused.
+//
+//	Command          entrypoint and arguments of image and user -> argv
+//	Effective        mounts of the user + volumes of the image
+//	User             names of users and groups -> numbers (the caller reads /etc/passwd and /etc/group)
+//	Generate         everything -> config.json
+//	Process          the process of `exec` in a container that Generate made
+//
+// What it leaves to others: the caller (engine) makes directories, volumes, files and the network namespace, and
+// collects the facts in Host; the runtime decides how a spec is performed.
 package spec
 
 import (
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
 	"time"
 
+	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/network"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
@@ -75,6 +93,8 @@ type Mount struct {
 	TmpfsSize   int64    `json:"tmpfsSize,omitempty"`
 	TmpfsMode   uint32   `json:"tmpfsMode,omitempty"`
 	Options     []string `json:"options,omitempty"`
+	// CreateSource: a bind's missing host directory is made (docker's -v does, its --mount does not).
+	CreateSource bool `json:"createSource,omitempty"`
 }
 
 // Device is one --device.
@@ -92,8 +112,13 @@ type Host struct {
 	OomScoreAdj   int
 	CanRaise      bool // CAP_SYS_RESOURCE
 	KernelVersion [2]int
-	Devices       map[string]runspec.LinuxDevice // the stat of each Config.Devices.Host (expanded directories), and all devices when privileged
-	CPUs          int
+	// Devices by host path: each Config.Devices.Host (directories expanded), and all of the host's when privileged.
+	Devices     map[string]runspec.LinuxDevice
+	CPUs        int
+	Hostname    string   // what --network host shows inside
+	SwapLimit   bool     // the kernel can limit swap here (memory.memsw.* or memory.swap.max)
+	MaskedPaths []string // host dependent paths to be masked too (/sys/devices/system/cpu/cpu0/thermal_throttle)
+	Arch        string   // GOARCH; "" means this program's
 }
 
 // Input is everything Generate looks at.
@@ -110,18 +135,202 @@ type Input struct {
 	Home           string
 	Volumes        map[string]string // volume name -> host path
 	Files          map[string]string // container path -> host file: /etc/resolv.conf, /etc/hosts, /etc/hostname
-	InitPath       string            // host path of the --init program
+	// InitPath is the host path of a --init program that is put in front of the command, for runtimes that have none of
+	// their own; "" otherwise.
+	InitPath string
 }
+
+// DefaultShmSize is the size of /dev/shm, bytes.
+const DefaultShmSize = 64 << 20
+
+// ociVersion is the oldest version of runtime-spec that has everything written here; runtimes refuse newer ones than
+// they know (crun 1.8 everything above 1.0.2).
+const ociVersion = "1.0.2"
 
 // Generate returns the spec, and warnings about what had to be clamped to what this process holds. Errors are of kind
 // InvalidArgument and name the flag.
-func Generate(in Input) (*runspec.Spec, []string, error) { panic("contract") }
-
-// User resolves user and group names as docker does from the text of /etc/passwd and /etc/group; numeric ids need no
-// entry; ids above 2^32-2 are refused (CVE-2024-40635). A string of digits is always an id (CVE-2026-46680).
-func User(user string, groupAdd []string, passwd, group []byte) (uid, gid uint32, additional []uint32, home string, err error) {
-	panic("contract")
+func Generate(in Input) (*runspec.Spec, []string, error) {
+	g := &generator{in: in, c: in.Config}
+	if in.Image != nil {
+		g.image = in.Image.Config
+	}
+	s := &runspec.Spec{
+		Version: ociVersion,
+		Root:    &runspec.Root{Path: in.RootPath, Readonly: g.c.ReadOnly},
+		Process: &runspec.Process{Terminal: g.c.Tty, NoNewPrivileges: g.c.NoNewPrivileges},
+		Linux:   &runspec.Linux{CgroupsPath: in.CgroupsPath, Resources: &runspec.LinuxResources{}},
+	}
+	for _, part := range []func(*runspec.Spec) error{
+		g.hostname, g.command, g.environment, g.user, g.namespaces, g.paths, g.mounts, g.capabilities, g.devices,
+		g.memory, g.cpu, g.pids, g.rlimits, g.oomScore, g.sysctls,
+		g.seccomp, // last: it depends on capabilities and architecture
+	} {
+		if err := part(s); err != nil {
+			return nil, nil, err
+		}
+	}
+	return s, g.warnings, nil
 }
 
-// StopTimeout is how long stop waits before SIGKILL.
-func (c *Config) StopGrace() time.Duration { panic("contract") }
+// generator is one call of Generate.
+type generator struct {
+	in       Input
+	c        *Config
+	image    ocispec.ImageConfig
+	warnings []string
+	host     string // effective host name
+}
+
+func (g *generator) warn(format string, args ...any) {
+	g.warnings = append(g.warnings, fmt.Sprintf(format, args...))
+}
+
+// invalid is the error of a flag's value.
+func invalid(flag, value, why, fix string) error {
+	e := &errdefs.Error{Op: "use", What: flag, Kind: errdefs.InvalidArgument, Why: why, Fix: fix}
+	if value != "" {
+		e.What = flag + " " + value
+	}
+	return e
+}
+
+// hostname: a name of the user's, the host's name on its network, else the short id.
+func (g *generator) hostname(s *runspec.Spec) error {
+	h, err := g.c.EffectiveHostname(g.in.ID, g.in.Host.Hostname)
+	if err != nil {
+		return err
+	}
+	g.host, s.Hostname = h, h
+	return nil
+}
+
+// EffectiveHostname is the host name inside the container with this id, on a host of the given name.
+func (c *Config) EffectiveHostname(id, host string) (string, error) {
+	h := c.Hostname
+	switch {
+	case h != "":
+	case c.Network == "host":
+		return host, nil
+	case len(id) > 12:
+		return id[:12], nil
+	default:
+		return id, nil
+	}
+	bad := len(h) > 64 || strings.HasPrefix(h, "-") || strings.HasPrefix(h, ".")
+	for _, r := range h {
+		// It is written into /etc/hosts and the environment: nothing that could become a second line or name.
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_') {
+			bad = true
+		}
+	}
+	if bad {
+		return "", invalid("--hostname", strconv.Quote(h), "a host name has letters, digits, '-', '_' and '.', and at most 64 of them",
+			"choose another name")
+	}
+	return h, nil
+}
+
+func (g *generator) command(s *runspec.Spec) error {
+	argv, err := Command(g.c, &g.image)
+	if err != nil {
+		return err
+	}
+	if g.in.InitPath != "" {
+		argv = append([]string{initTarget, "--"}, argv...)
+	}
+	s.Process.Args = argv
+	s.Process.Cwd, err = workdir(g.c.Workdir, g.image.WorkingDir)
+	return err
+}
+
+// Command is the container's command line: entrypoint, then arguments. A user's entrypoint replaces the image's and
+// drops the image's arguments; a user's arguments replace the image's (docker run, "Overriding Dockerfile image
+// defaults").
+func Command(c *Config, image *ocispec.ImageConfig) ([]string, error) {
+	if image == nil {
+		image = &ocispec.ImageConfig{}
+	}
+	entry, args := image.Entrypoint, c.Args
+	if c.EntrypointSet {
+		entry = c.Entrypoint
+		if len(entry) == 1 && entry[0] == "" {
+			entry = nil
+		}
+	} else if len(args) == 0 {
+		args = image.Cmd
+	}
+	argv := append(append([]string{}, entry...), args...)
+	if len(argv) == 0 {
+		return nil, &errdefs.Error{Op: "run", What: "the container", Kind: errdefs.InvalidArgument, Why: "no command specified: neither the image nor you named one",
+			Fix: "write a command behind the image's name, for example: sh"}
+	}
+	for _, a := range argv {
+		if strings.IndexByte(a, 0) >= 0 {
+			return nil, invalid("the command", strconv.Quote(a), "an argument has a NUL byte", "remove it")
+		}
+	}
+	return argv, nil
+}
+
+func workdir(user, image string) (string, error) {
+	if user != "" {
+		if !strings.HasPrefix(user, "/") {
+			return "", invalid("--workdir", user, "the working directory needs to be an absolute path", "write it with a leading slash")
+		}
+		return path.Clean(user), nil
+	}
+	return path.Clean("/" + image), nil
+}
+
+func (g *generator) user(s *runspec.Spec) error {
+	s.Process.User = runspec.User{UID: g.in.UID, GID: g.in.GID, AdditionalGids: g.in.AdditionalGids}
+	return nil
+}
+
+// namespaces: all private but the user's, and the network as asked; the control groups' on v2 only, as docker's
+// default.
+func (g *generator) namespaces(s *runspec.Spec) error {
+	ns := []runspec.LinuxNamespace{
+		{Type: runspec.MountNamespace}, {Type: runspec.UTSNamespace}, {Type: runspec.PIDNamespace}, {Type: runspec.IPCNamespace},
+	}
+	switch g.c.Network {
+	case "host":
+	case "none", "bridge", "":
+		ns = append(ns, runspec.LinuxNamespace{Type: runspec.NetworkNamespace, Path: g.in.NetNS})
+	default:
+		return invalid("--network", g.c.Network, "there is no such network", "use bridge, host or none")
+	}
+	if g.in.Host.CgroupV2 {
+		ns = append(ns, runspec.LinuxNamespace{Type: runspec.CgroupNamespace})
+	}
+	s.Linux.Namespaces = ns
+	return nil
+}
+
+var (
+	masked = []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+		"/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+	readonly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
+// paths: what the kernel shows of the host in /proc and /sys and is not this container's.
+func (g *generator) paths(s *runspec.Spec) error {
+	if !g.c.Privileged {
+		s.Linux.MaskedPaths = append(append([]string{}, masked...), g.in.Host.MaskedPaths...)
+		s.Linux.ReadonlyPaths = append([]string{}, readonly...)
+	}
+	return nil
+}
+
+// StopGrace is how long stop waits before SIGKILL.
+func (c *Config) StopGrace() time.Duration {
+	if c.StopTimeout == nil {
+		return 10 * time.Second
+	}
+	if *c.StopTimeout < 0 {
+		return time.Duration(1<<63 - 1) // docker: a negative time waits for ever
+	}
+	return time.Duration(*c.StopTimeout) * time.Second
+}

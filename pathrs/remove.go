@@ -1,6 +1,7 @@
 package pathrs
 
 import (
+	"errors"
 	"io"
 	"os"
 	"runtime"
@@ -70,7 +71,7 @@ func (r *remover) remove(dirfd int, name string, depth int) error {
 				}
 				removed = true
 			}
-			if err == io.EOF {
+			if err == io.EOF || errors.Is(err, unix.ENOENT) { // ENOENT: another process removed it
 				break
 			}
 			if err != nil {

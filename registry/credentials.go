@@ -1,0 +1,149 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/onggi/onggi/errdefs"
+)
+
+const (
+	maxConfig     = 1 << 20
+	helperTimeout = 20 * time.Second
+)
+
+// dockerConfig is the part of ~/.docker/config.json that concerns logging in.
+type dockerConfig struct {
+	Auths map[string]struct {
+		Auth          string `json:"auth"` // base64 of user:password
+		Username      string `json:"username"`
+		Password      string `json:"password"`
+		IdentityToken string `json:"identitytoken"`
+		RegistryToken string `json:"registrytoken"`
+	} `json:"auths"`
+	CredHelpers map[string]string `json:"credHelpers"`
+	CredsStore  string            `json:"credsStore"`
+}
+
+// DockerCredentials reads docker's configuration ($DOCKER_CONFIG/config.json, or ~/.docker/config.json), and asks the
+// credential helper that it names for the registry. Nothing is written. Without an entry the result is the zero
+// Credential.
+func DockerCredentials(ctx context.Context, registry string) (Credential, error) {
+	dir := os.Getenv("DOCKER_CONFIG")
+	if dir == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return Credential{}, nil // nobody's configuration: anonymous
+		}
+		dir = filepath.Join(home, ".docker")
+	}
+	path := filepath.Join(dir, "config.json")
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return Credential{}, nil
+	}
+	if err != nil {
+		return Credential{}, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return Credential{}, err
+	}
+	var cfg dockerConfig
+	if err := json.Unmarshal(b, &cfg); err != nil || len(b) > maxConfig {
+		return Credential{}, &errdefs.Error{Op: "read", What: path, Kind: errdefs.InvalidArgument,
+			Why: "it is not a docker configuration", Fix: "correct or remove it", Err: err}
+	}
+	return cfg.lookUp(ctx, path, registry)
+}
+
+// configKeys are the names under which docker files a registry.
+func configKeys(registry string) []string {
+	if registry == "docker.io" {
+		return []string{"https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io"}
+	}
+	return []string{registry, "https://" + registry, "http://" + registry, "https://" + registry + "/v1/",
+		"https://" + registry + "/v2/"}
+}
+
+func (cfg *dockerConfig) lookUp(ctx context.Context, path, registry string) (Credential, error) {
+	keys := configKeys(registry)
+	for _, k := range keys {
+		if h := cfg.CredHelpers[k]; h != "" {
+			return askHelper(ctx, h, k)
+		}
+	}
+	if cfg.CredsStore != "" {
+		if cred, err := askHelper(ctx, cfg.CredsStore, keys[0]); err != nil || !cred.zero() {
+			return cred, err
+		}
+	}
+	for _, k := range keys {
+		a, ok := cfg.Auths[k]
+		if !ok {
+			continue
+		}
+		cred := Credential{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
+		if a.Auth != "" {
+			raw, err := base64.StdEncoding.DecodeString(a.Auth)
+			user, pass, found := strings.Cut(string(raw), ":")
+			if err != nil || !found {
+				return Credential{}, &errdefs.Error{Op: "read", What: path, Kind: errdefs.InvalidArgument,
+					Why: fmt.Sprintf("the entry of %s is not base64 of user:password", k), Fix: "log in again with: docker login " + registry}
+			}
+			cred.Username, cred.Password = user, strings.TrimRight(pass, "\x00")
+		}
+		if !cred.zero() {
+			return cred, nil
+		}
+	}
+	return Credential{}, nil
+}
+
+// askHelper runs docker-credential-NAME get (docker's credential helper protocol). The program is named by the user's
+// own configuration and found in the user's own PATH; nothing of an image or a registry reaches its arguments.
+func askHelper(ctx context.Context, name, key string) (Credential, error) {
+	if strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
+		return Credential{}, &errdefs.Error{Op: "ask the credential helper", What: fmt.Sprintf("%q", name), Kind: errdefs.InvalidArgument,
+			Why: "a helper is named without a path"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "docker-credential-"+name, "get")
+	cmd.Stdin = strings.NewReader(key)
+	cmd.WaitDelay = time.Second // a child of the helper may hold the pipe
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		said := string(out)
+		if errors.As(err, &exit) {
+			said += string(exit.Stderr)
+		}
+		if exit != nil && strings.Contains(said, "not found") {
+			return Credential{}, nil // "credentials not found in native keychain"
+		}
+		return Credential{}, &errdefs.Error{Op: "ask the credential helper", What: "docker-credential-" + name, Kind: errdefs.Unavailable,
+			Why: clean(said), Fix: "check it, or remove it from docker's config.json", Err: err}
+	}
+	var got struct{ Username, Secret string }
+	if err := json.NewDecoder(bytes.NewReader(out)).Decode(&got); err != nil {
+		return Credential{}, &errdefs.Error{Op: "ask the credential helper", What: "docker-credential-" + name, Kind: errdefs.Corrupt,
+			Why: "its answer is no JSON"}
+	}
+	if got.Username == "<token>" {
+		return Credential{IdentityToken: got.Secret}, nil
+	}
+	return Credential{Username: got.Username, Password: got.Secret}, nil
+}

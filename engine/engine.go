@@ -1,40 +1,234 @@
 package engine
 
 import (
-	"context"
-	"io"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
+	"github.com/onggi/onggi/content"
+	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/network"
 	"github.com/onggi/onggi/runtime/monitor"
+	"github.com/onggi/onggi/snapshot"
 	"github.com/onggi/onggi/spec"
-	"github.com/onggi/onggi/undo"
 	"github.com/onggi/onggi/volume"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Options of Open.
 type Options struct {
-	Root    string   // durable state; default /var/lib/onggi
-	RunRoot string   // volatile state; default /run/onggi
-	Runtime string   // path of onggi-runtime; default beside this executable, then PATH
-	Self    []string // command line that runs `onggi` on the same roots, for the monitor's Cleanup
+	Root         string   // durable state; default /var/lib/onggi
+	RunRoot      string   // volatile state; default /run/onggi
+	Runtime      string   // path of onggi-runtime; default beside this executable, then PATH
+	Self         []string // command line that runs `onggi` on the same roots, for the monitor's Cleanup
+	CgroupParent string   // control group of all containers; default "/onggi"
+	Bridge       string   // name of the bridge; default as package network's
 }
 
 // Engine is a store and its containers. Open is cheap: it opens and makes nothing that the command does not use.
-type Engine struct{}
+// Its methods may be called from several goroutines.
+type Engine struct {
+	o Options
 
-// Open returns an engine on the given roots.
-func Open(o Options) (*Engine, error) { panic("contract") }
+	mu        sync.Mutex // over what follows: stores that are opened at first use
+	made      bool       // the directories are there
+	contents  *content.Store
+	snapshots *snapshot.Store
+	images    *image.Store
+	volumes   *volume.Store
+	net       *network.Manager
+}
+
+// storeVersion is the form of the files below the root; a store of a higher one is refused.
+const storeVersion = 1
+
+// Open returns an engine on the given roots. A store that a newer Onggi has written is an error of kind Unsupported.
+func Open(o Options) (*Engine, error) {
+	for _, d := range []struct {
+		p   *string
+		def string
+	}{{&o.Root, "/var/lib/onggi"}, {&o.RunRoot, "/run/onggi"}, {&o.CgroupParent, "/onggi"}} {
+		if *d.p == "" {
+			*d.p = d.def
+		}
+		if !filepath.IsAbs(*d.p) {
+			abs, err := filepath.Abs(*d.p)
+			if err != nil {
+				return nil, err
+			}
+			*d.p = abs
+		}
+	}
+	if strings.ContainsAny(o.Root+o.RunRoot, "\n\x00") {
+		return nil, &errdefs.Error{Op: "open", What: o.Root, Kind: errdefs.InvalidArgument, Why: "the path has a newline or a NUL byte",
+			Fix: "choose another --root or --run-root"}
+	}
+	e := &Engine{o: o}
+	b, err := os.ReadFile(e.versionPath())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return e, nil
+	case err != nil:
+		return nil, err
+	}
+	if v, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || v > storeVersion {
+		return nil, &errdefs.Error{Op: "open", What: o.Root, Kind: errdefs.Unsupported,
+			Why: fmt.Sprintf("the store has version %q, this onggi knows up to %d", strings.TrimSpace(string(b)), storeVersion),
+			Fix: "use the newer onggi that wrote it, or another --root", Err: err}
+	}
+	return e, nil
+}
+
+func (e *Engine) versionPath() string { return filepath.Join(e.o.Root, "version") }
+
+// make makes the directories of an empty store. Everything that writes calls it first; what only reads treats a
+// missing directory as an empty one.
+func (e *Engine) make() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.makeLocked()
+}
+
+func (e *Engine) makeLocked() error {
+	if e.made {
+		return nil
+	}
+	if _, err := os.Stat(e.versionPath()); err != nil {
+		for _, d := range []string{e.containersDir(), e.namesDir()} {
+			// 0700: nobody but root walks into the trees of containers (CVE-2021-41091, CVE-2024-25621).
+			if err := os.MkdirAll(d, 0o700); err != nil {
+				return err
+			}
+		}
+		if err := replaceFile(e.versionPath(), []byte(strconv.Itoa(storeVersion)+"\n"), true); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(e.runsDir(), 0o700); err != nil {
+		return err
+	}
+	e.made = true
+	return nil
+}
+
+// content returns the blob store, which lies in the same OCI layout as the images' index.
+func (e *Engine) contentLocked() (*content.Store, error) {
+	if e.contents == nil {
+		if err := e.makeLocked(); err != nil {
+			return nil, err
+		}
+		c, err := content.Open(filepath.Join(e.o.Root, "images"))
+		if err != nil {
+			return nil, err
+		}
+		e.contents = c
+	}
+	return e.contents, nil
+}
+
+// snapshot returns the store of layers and writable layers.
+func (e *Engine) snapshot() (*snapshot.Store, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.snapshotLocked()
+}
+
+func (e *Engine) snapshotLocked() (*snapshot.Store, error) {
+	if e.snapshots == nil {
+		if err := e.makeLocked(); err != nil {
+			return nil, err
+		}
+		s, err := snapshot.Open(e.snapshotsDir())
+		if err != nil {
+			return nil, err
+		}
+		e.snapshots = s
+	}
+	return e.snapshots, nil
+}
 
 // Images returns the image store.
-func (e *Engine) Images() (*image.Store, error) { panic("contract") }
+func (e *Engine) Images() (*image.Store, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.images == nil {
+		c, err := e.contentLocked()
+		if err != nil {
+			return nil, err
+		}
+		s, err := e.snapshotLocked()
+		if err != nil {
+			return nil, err
+		}
+		i, err := image.Open(filepath.Join(e.o.Root, "images"), c, s)
+		if err != nil {
+			return nil, err
+		}
+		e.images = i
+	}
+	return e.images, nil
+}
 
 // Volumes returns the volume store.
-func (e *Engine) Volumes() (*volume.Store, error) { panic("contract") }
+func (e *Engine) Volumes() (*volume.Store, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.volumes == nil {
+		if err := e.makeLocked(); err != nil {
+			return nil, err
+		}
+		v, err := volume.Open(filepath.Join(e.o.Root, "volumes"))
+		if err != nil {
+			return nil, err
+		}
+		e.volumes = v
+	}
+	return e.volumes, nil
+}
+
+// network returns the network manager.
+func (e *Engine) network() (*network.Manager, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.net == nil {
+		n, err := network.Open(network.Options{
+			StateDir: filepath.Join(e.o.Root, "network"), RunDir: filepath.Join(e.o.RunRoot, "network"), Bridge: e.o.Bridge,
+		})
+		if err != nil {
+			return nil, err
+		}
+		e.net = n
+	}
+	return e.net, nil
+}
+
+// runtime returns the path of onggi-runtime.
+func (e *Engine) runtime() (string, error) {
+	if e.o.Runtime != "" {
+		return e.o.Runtime, nil
+	}
+	if self, err := os.Executable(); err == nil {
+		if p := filepath.Join(filepath.Dir(self), "onggi-runtime"); unix.Access(p, unix.X_OK) == nil {
+			return p, nil
+		}
+	}
+	p, err := exec.LookPath("onggi-runtime")
+	if err != nil {
+		return "", &errdefs.Error{Op: "find", What: "onggi-runtime", Kind: errdefs.NotFound, Why: "it is neither beside onggi nor in PATH",
+			Fix: "install it beside onggi", Err: err}
+	}
+	return filepath.Abs(p)
+}
 
 // Config is what Create is asked for.
 type Config struct {
@@ -78,128 +272,3 @@ type Container struct {
 	Volumes  map[string]string `json:"volumes,omitempty"` // volume name by container path
 	LogPath  string            `json:"logPath,omitempty"`
 }
-
-// PullFunc is asked to bring a missing image in; the command line gives one that draws progress.
-type PullFunc func(ctx context.Context, name string) (*image.Image, error)
-
-// Create makes a container that is ready to start.
-func (e *Engine) Create(ctx context.Context, c Config, pull PullFunc) (*Container, error) {
-	panic("contract")
-}
-
-// StartOptions say which of the caller's streams the container is attached to from its first byte.
-type StartOptions struct {
-	Stdin, Stdout, Stderr *os.File
-	Width, Height         uint16
-	// Timing collects the phases.
-	Timing bool
-}
-
-// Session is a started container, seen by the process that started it.
-type Session struct {
-	Container *Container
-	Client    *monitor.Client
-	Spans     []undo.Span // record ... process, and the runtime's own phases
-}
-
-// Start starts a created or exited container. The error's kind is CommandNotFound (127) or NotExecutable (126) when the
-// user's command could not be executed; the container is then in state created, as docker's.
-func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (*Session, error) {
-	panic("contract")
-}
-
-// Run is Create and Start; with AutoRemove a failed start removes the container.
-func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOptions) (*Session, error) {
-	panic("contract")
-}
-
-// Finish waits for the exit and does what follows it: network released, record updated, container removed if it is
-// AutoRemove. It returns the exit.
-func (e *Engine) Finish(ctx context.Context, s *Session) (*monitor.Exit, error) { panic("contract") }
-
-// Cleanup does what follows an exit; the monitor calls it (`onggi container-cleanup ID`) when no client does. It is
-// idempotent.
-func (e *Engine) Cleanup(ctx context.Context, id string) error { panic("contract") }
-
-// Get finds a container by name, id, or unambiguous id prefix. NotFound; Conflict for an ambiguous prefix.
-func (e *Engine) Get(idOrName string) (*Container, error) { panic("contract") }
-
-// List returns the containers, newest first; without all only running ones.
-func (e *Engine) List(all bool) ([]*Container, error) { panic("contract") }
-
-// Wait waits until the container is not running and returns its exit.
-func (e *Engine) Wait(ctx context.Context, idOrName string) (*monitor.Exit, error) { panic("contract") }
-
-// Stop sends the stop signal, waits for the grace time (timeout overrides it when not nil), then kills.
-func (e *Engine) Stop(ctx context.Context, idOrName string, timeout *time.Duration) error {
-	panic("contract")
-}
-
-// Kill sends a signal. Conflict when it is not running.
-func (e *Engine) Kill(ctx context.Context, idOrName string, sig int) error { panic("contract") }
-
-// Remove removes a container: Conflict when it runs and force is not set. volumes: also its anonymous volumes.
-func (e *Engine) Remove(ctx context.Context, idOrName string, force, volumes bool) error {
-	panic("contract")
-}
-
-// ExecConfig is a command to run in a running container.
-type ExecConfig struct {
-	Args       []string
-	Env        []string
-	User       string
-	Workdir    string
-	Tty        bool
-	Privileged bool
-	Detach     bool
-}
-
-// ExecCommand returns the command line (onggi-runtime exec ...) that runs the command in the container, with the file
-// it reads already written; the caller executes it with its own stdio, replacing itself where it has nothing left to
-// do. Conflict when the container does not run.
-func (e *Engine) ExecCommand(ctx context.Context, idOrName string, c ExecConfig) (argv []string, err error) {
-	panic("contract")
-}
-
-// LogOptions of Logs.
-type LogOptions struct {
-	Follow, Timestamps bool
-	Tail               int // -1 all
-	Since, Until       time.Time
-}
-
-// Logs writes the container's log. It is complete right after Wait.
-func (e *Engine) Logs(ctx context.Context, idOrName string, o LogOptions, stdout, stderr io.Writer) error {
-	panic("contract")
-}
-
-// Attach returns a client of the container's monitor.
-func (e *Engine) Client(ctx context.Context, idOrName string) (*monitor.Client, error) {
-	panic("contract")
-}
-
-// RemoveImage is image.Store.Remove with the containers as users.
-func (e *Engine) RemoveImage(ctx context.Context, nameOrID string, force bool) ([]image.Removed, error) {
-	panic("contract")
-}
-
-// Sweep finishes what killed commands left: containers in state creating or removing, ended ones that still hold an
-// address, dead monitors, unowned files. Every command that changes something runs its cheap part; `onggi info` and the
-// crash walk run all of it.
-func (e *Engine) Sweep(ctx context.Context) error { panic("contract") }
-
-// Info is `onggi info`.
-type Info struct {
-	Root, RunRoot               string
-	Containers, Running, Images int
-	CgroupVersion               string // "1", "2", "hybrid"
-	Kernel                      string
-	Runtime                     string
-	CPUs                        int
-	Memory                      int64
-	Overlay, Seccomp, NFTables  bool
-	Warnings                    []string
-}
-
-// Info describes host and store.
-func (e *Engine) Info(ctx context.Context) (*Info, error) { panic("contract") }

@@ -1,0 +1,273 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"github.com/onggi/onggi/cgroup"
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/runtime/monitor"
+	"github.com/onggi/onggi/spec"
+)
+
+// Finish waits for the exit and does what follows it: network released, record updated, container removed if it is
+// AutoRemove. It returns the exit. When ctx ends first, the container goes on and its monitor cleans up later.
+func (e *Engine) Finish(ctx context.Context, s *Session) (*monitor.Exit, error) {
+	if !s.promised {
+		_ = s.Client.Mine(ctx) // refused when it has ended already: then the monitor cleans up, too, and one of us finds nothing to do
+	}
+	exit, err := s.Client.Wait(ctx)
+	if err != nil {
+		if ctx.Err() == nil { // the monitor was killed: what it knew is lost
+			err = errors.Join(err, e.Cleanup(ctx, s.Container.ID))
+		}
+		return nil, err
+	}
+	if err := e.Cleanup(ctx, s.Container.ID); err != nil {
+		return exit, err
+	}
+	return exit, s.Client.Close()
+}
+
+// Cleanup does what follows an exit; the monitor calls it (`onggi container-cleanup ID`) when no client does. It is
+// idempotent: a container that is gone or runs again is left alone.
+func (e *Engine) Cleanup(ctx context.Context, id string) error {
+	h, err := e.lock(ctx, id)
+	if errdefs.Is(err, errdefs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer h.unlock()
+	return h.cleanup(ctx)
+}
+
+// cleanup brings a container whose process has ended, or whose maker has died, into a state that lasts.
+func (h *held) cleanup(ctx context.Context) error {
+	e, r := h.e, h.rec
+	recorded := r.Status
+	switch e.effective(r); r.Status {
+	case Running:
+		return nil
+	case Created, Exited:
+		if recorded != Running && exists(e.runDir(r.ID)) {
+			// A start that was killed has not happened.
+			if err := h.end(ctx); err != nil {
+				return err
+			}
+		}
+	case Creating, Removing:
+		return h.remove(ctx, true)
+	case Dead:
+		if err := h.bury(ctx); err != nil {
+			return err
+		}
+	}
+	if r.Config.AutoRemove && recorded == Running {
+		return h.remove(ctx, true)
+	}
+	if recorded == Running {
+		if err := h.tidy(ctx); err != nil {
+			return err
+		}
+		return h.write(false)
+	}
+	return h.tidy(ctx)
+}
+
+// tidy releases what a container holds only while it runs: its address, and its run directory.
+func (h *held) tidy(ctx context.Context) error {
+	if _, err := os.Stat(h.e.runDir(h.rec.ID)); errors.Is(err, fs.ErrNotExist) && h.rec.Network == nil {
+		return nil
+	}
+	if err := h.detach(ctx); err != nil {
+		return err
+	}
+	return os.RemoveAll(h.e.runDir(h.rec.ID))
+}
+
+// bury kills what is left of a container whose monitor was killed, and records how it ended.
+func (h *held) bury(ctx context.Context) error {
+	if err := h.killAll(); err != nil {
+		return err
+	}
+	h.rec.Status = Exited
+	if h.rec.Exit != nil && h.rec.Exit.FinishedAt.IsZero() {
+		h.rec.Exit.FinishedAt = now()
+	}
+	if err := h.tidy(ctx); err != nil {
+		return err
+	}
+	return h.write(false)
+}
+
+// killAll ends the container's processes without its monitor: by its runtime, and then by its control group, which
+// works even if the runtime knows nothing of it.
+func (h *held) killAll() error {
+	r := h.rec
+	argv := r.Config.Runtime
+	if len(argv) == 0 {
+		bin, err := h.e.runtime()
+		if err != nil {
+			return err
+		}
+		argv = []string{bin}
+	}
+	argv = append(append([]string{}, argv...), "--root", h.e.runtimeRoot(), "delete", "--force", r.ID)
+	// Its error does not count: it fails when it never knew the container. The control group decides.
+	_ = exec.Command(argv[0], argv[1:]...).Run()
+	layout, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	g, err := cgroup.Open(layout, r.CgroupPath)
+	if errdefs.Is(err, errdefs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	if err := g.Kill(); err != nil {
+		return err
+	}
+	return g.Remove()
+}
+
+// Client returns a client of the container's monitor. Conflict when it does not run.
+func (e *Engine) Client(ctx context.Context, idOrName string) (*monitor.Client, error) {
+	r, err := e.get(idOrName)
+	if err != nil {
+		return nil, err
+	}
+	return e.dial(ctx, r, "attach to", idOrName)
+}
+
+func (e *Engine) dial(ctx context.Context, r *record, op, name string) (*monitor.Client, error) {
+	if r.Status != Running {
+		return nil, notRunning(op, name)
+	}
+	c, err := monitor.Dial(ctx, e.runDir(r.ID))
+	if errdefs.Is(err, errdefs.NotFound) {
+		return nil, notRunning(op, name)
+	}
+	return c, err
+}
+
+func notRunning(op, name string) error {
+	return &errdefs.Error{Op: op, What: "container " + name, Kind: errdefs.Conflict, Why: "it is not running", Fix: "start it: onggi start " + name}
+}
+
+// Wait waits until the container is not running and returns its exit. A container that never ran has code 0.
+func (e *Engine) Wait(ctx context.Context, idOrName string) (*monitor.Exit, error) {
+	for {
+		r, err := e.get(idOrName)
+		if err != nil {
+			return nil, err
+		}
+		if r.Status != Running {
+			if r.Exit == nil {
+				return &monitor.Exit{}, nil
+			}
+			return r.Exit, nil
+		}
+		c, err := monitor.Dial(ctx, e.runDir(r.ID))
+		if err == nil {
+			x, werr := c.Wait(ctx)
+			_ = c.Close()
+			if werr == nil || ctx.Err() != nil {
+				return x, werr
+			}
+		} else if ctx.Err() != nil {
+			return nil, err
+		}
+		// The monitor has ended meanwhile, or is about to: the exit record or its absence tells how. An --rm container
+		// may be gone by the next look; its exit record was read from the monitor or is lost with it.
+		if x, err := monitor.ReadExit(e.stateDir(r.ID)); err == nil {
+			return x, nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Stop sends the stop signal, waits for the grace time (timeout overrides it when not nil; negative waits for ever),
+// then kills. A container that does not run is left alone.
+func (e *Engine) Stop(ctx context.Context, idOrName string, timeout *time.Duration) error {
+	r, err := e.get(idOrName)
+	if err != nil {
+		return err
+	}
+	c, err := e.dial(ctx, r, "stop", idOrName)
+	if errdefs.Is(err, errdefs.Conflict) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	sig := int(syscall.SIGTERM)
+	if s := cmpOr(r.Config.StopSignal, r.Image.StopSignal); s != "" {
+		if sig, err = spec.ParseSignal("the stop signal", s); err != nil {
+			return err
+		}
+	}
+	grace := r.Config.StopGrace()
+	if timeout != nil {
+		if grace = *timeout; grace < 0 {
+			grace = 1<<63 - 1
+		}
+	}
+	if err := signal(ctx, c, sig); err != nil {
+		return err
+	}
+	patience, cancel := context.WithTimeout(ctx, grace)
+	_, err = c.Wait(patience)
+	cancel()
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil || patience.Err() == nil {
+		return err
+	}
+	if err := signal(ctx, c, int(syscall.SIGKILL)); err != nil {
+		return err
+	}
+	_, err = c.Wait(ctx)
+	return err
+}
+
+// signal sends a signal; that the container has just ended is no error.
+func signal(ctx context.Context, c *monitor.Client, sig int) error {
+	err := c.Signal(ctx, sig)
+	if errdefs.Is(err, errdefs.Conflict) || errdefs.Is(err, errdefs.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// Kill sends a signal. Conflict when it is not running.
+func (e *Engine) Kill(ctx context.Context, idOrName string, sig int) error {
+	if sig < 1 || sig > 64 {
+		return invalid("--signal", "", "invalid signal", "see: kill -l")
+	}
+	r, err := e.get(idOrName)
+	if err != nil {
+		return err
+	}
+	c, err := e.dial(ctx, r, "kill", idOrName)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Signal(ctx, sig)
+}

@@ -1,0 +1,147 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/image"
+	"github.com/onggi/onggi/runtime/monitor"
+	"github.com/onggi/onggi/undo"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// Remove removes a container: Conflict when it runs and force is not set. volumes: also its anonymous volumes.
+func (e *Engine) Remove(ctx context.Context, idOrName string, force, volumes bool) error {
+	h, err := e.lock(ctx, idOrName)
+	if errdefs.Is(err, errdefs.Corrupt) && force {
+		return e.removeCorrupt(ctx, idOrName)
+	}
+	if err != nil {
+		return err
+	}
+	defer h.unlock()
+	e.effective(h.rec)
+	if h.rec.Status == Running && !force {
+		return &errdefs.Error{Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is running",
+			Fix: fmt.Sprintf("stop it first (onggi stop %s), or: onggi rm -f %s", idOrName, idOrName)}
+	}
+	return h.remove(ctx, volumes)
+}
+
+// remove does process -> network -> snapshot -> record. Each step is idempotent and nothing is taken back: what a
+// crash interrupts, the next sweep or removal finishes.
+func (h *held) remove(ctx context.Context, volumes bool) error {
+	e, r := h.e, h.rec
+	if r.Status != Removing {
+		if err := h.pend(); err != nil {
+			return err
+		}
+	}
+	steps := undo.New("rm")
+	if err := steps.Do("process", func() error {
+		if err := h.end(ctx); err != nil {
+			return err
+		}
+		// From here on the container cannot be used; a crash does not bring it back.
+		if r.Status != Creating {
+			r.Status = Removing
+			return h.write(false)
+		}
+		return nil
+	}, nil); err != nil {
+		return err
+	}
+	if err := steps.Do("network", func() error { return h.tidy(ctx) }, nil); err != nil {
+		return err
+	}
+	if err := steps.Do("snapshot", func() error {
+		s, err := e.snapshot()
+		if err != nil {
+			return err
+		}
+		if err := s.Remove(context.WithoutCancel(ctx), r.ID); err != nil {
+			return err
+		}
+		if volumes || r.Config.AutoRemove {
+			return h.removeVolumes()
+		}
+		return nil
+	}, nil); err != nil {
+		return err
+	}
+	return steps.Do("record", h.erase, nil)
+}
+
+// end ends the container's process, however far it has come: its monitor is asked first; what that leaves, or what has
+// no monitor, is killed by its control group.
+func (h *held) end(ctx context.Context) error {
+	run := h.e.runDir(h.rec.ID)
+	if monitor.Alive(run) {
+		if c, err := monitor.Dial(ctx, run); err == nil {
+			// The removal that follows is the clean-up: the monitor need not start another one.
+			_ = c.Mine(ctx)
+			if err := signal(ctx, c, int(syscall.SIGKILL)); err == nil {
+				bound, cancel := context.WithTimeout(ctx, 10*time.Second)
+				_, _ = c.Wait(bound)
+				cancel()
+			}
+			_ = c.Close()
+			if waitGone(run, 2*time.Second) {
+				return nil
+			}
+			if _, err := monitor.ReadExit(h.e.stateDir(h.rec.ID)); err == nil {
+				return nil // it has ended; the monitor lives on for another client
+			}
+		}
+		return h.killAll()
+	}
+	if _, err := monitor.ReadExit(h.e.stateDir(h.rec.ID)); err == nil || !exists(run) {
+		return nil // it has ended and its monitor has deleted what the runtime knew of it, or it was never started
+	}
+	return h.killAll()
+}
+
+// removeCorrupt removes a container whose record cannot be read.
+func (e *Engine) removeCorrupt(ctx context.Context, idOrName string) error {
+	id, err := e.find(idOrName)
+	if err != nil {
+		return err
+	}
+	h, err := e.tryLock(id)
+	if err != nil || h == nil {
+		return err
+	}
+	defer h.unlock()
+	h.rec = &record{Container: Container{ID: id, Status: Creating, Config: Config{}}, CgroupPath: e.o.CgroupParent + "/" + id}
+	h.rec.Config.Network = "bridge" // it may have had an address
+	return h.remove(ctx, false)
+}
+
+// RemoveImage is image.Store.Remove with the containers as users. No container is being made from an image meanwhile.
+func (e *Engine) RemoveImage(ctx context.Context, nameOrID string, force bool) ([]image.Removed, error) {
+	if err := e.make(); err != nil {
+		return nil, err
+	}
+	store, err := e.Images()
+	if err != nil {
+		return nil, err
+	}
+	lock, err := flockFile(e.imagesLockPath(), unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	records, err := e.records()
+	if err != nil {
+		return nil, err
+	}
+	used := map[digest.Digest]bool{}
+	for _, r := range records {
+		used[r.ImageID] = true
+	}
+	return store.Remove(ctx, nameOrID, force, func(d digest.Digest) bool { return used[d] })
+}

@@ -1,0 +1,381 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/network"
+	"github.com/onggi/onggi/runtime/monitor"
+	"github.com/onggi/onggi/spec"
+	"github.com/onggi/onggi/undo"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// StartOptions say which of the caller's streams the container is attached to from its first byte. A caller that attaches
+// any promises to call Finish; if its process ends before, the monitor does what Finish would have done.
+type StartOptions struct {
+	Stdin, Stdout, Stderr *os.File
+	Width, Height         uint16
+	// Timing collects the phases.
+	Timing bool
+}
+
+func (o *StartOptions) attached() bool { return o.Stdin != nil || o.Stdout != nil || o.Stderr != nil }
+
+// Session is a started container, seen by the process that started it.
+type Session struct {
+	Container *Container
+	Client    *monitor.Client
+	Spans     []undo.Span // record ... process, and the runtime's own phases
+
+	promised bool // Mine has been said
+}
+
+// Start starts a created or exited container. The error's kind is CommandNotFound (127) or NotExecutable (126) when the
+// user's command could not be executed; the container is then in state created, as docker's. Conflict when it runs.
+func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ *Session, err error) {
+	if err := e.make(); err != nil {
+		return nil, err
+	}
+	h, err := e.lock(ctx, idOrName)
+	if err != nil {
+		return nil, err
+	}
+	defer h.unlock()
+	switch e.effective(h.rec); h.rec.Status {
+	case Created, Exited:
+	case Dead:
+		if err := h.bury(ctx); err != nil {
+			return nil, err
+		}
+	case Running:
+		return nil, &errdefs.Error{Op: "start", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is already running"}
+	default:
+		return nil, &errdefs.Error{Op: "start", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is in state " + string(h.rec.Status),
+			Fix: "remove it: onggi rm -f " + idOrName}
+	}
+	steps := undo.New("run")
+	defer steps.Undo(&err)
+	return h.start(ctx, o, steps)
+}
+
+// Run is Create and Start; with AutoRemove a failed start removes the container, without it stays as created.
+func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOptions) (_ *Session, err error) {
+	making := undo.New("run")
+	defer making.Undo(&err)
+	h, err := e.create(ctx, c, pull, making)
+	if err != nil {
+		return nil, err
+	}
+	keep := false // docker: the container of a failed start stays, unless it is --rm
+	defer func() {
+		if err != nil && keep {
+			making.Done()
+			h.unlock()
+		}
+	}()
+	s, err := func() (_ *Session, err error) {
+		starting := undo.New("run")
+		defer starting.Undo(&err)
+		s, err := h.start(ctx, o, starting)
+		if err != nil {
+			return nil, err
+		}
+		return s, h.settle()
+	}()
+	if err != nil {
+		if !c.AutoRemove {
+			h.rec.Status, h.rec.Pid, h.rec.Network = Created, 0, nil
+			keep = h.write(true) == nil && h.settle() == nil
+		} else {
+			err = errors.Join(err, h.removeVolumes())
+		}
+		return nil, err
+	}
+	h.unlock()
+	s.Spans = append(making.Spans(), s.Spans...)
+	return s, nil
+}
+
+// start does volumes -> files -> network -> spec -> process. The caller holds the lock and has the container in a state
+// that may be started; steps takes everything back on failure.
+func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack) (*Session, error) {
+	e, r := h.e, h.rec
+	run := e.runDir(r.ID)
+	if err := h.tidy(ctx); err != nil { // what a crash has left of the run before
+		return nil, err
+	}
+	binary, err := e.runtime()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(run, 0o700); err != nil {
+		return nil, err
+	}
+	steps.Push("rundir", func() error { return os.RemoveAll(run) })
+	rootfs := filepath.Join(run, "rootfs")
+	if err := os.Mkdir(rootfs, 0o700); err != nil {
+		return nil, err
+	}
+	snap, err := e.snapshot()
+	if err != nil {
+		return nil, err
+	}
+	stack, err := snap.Mounts(r.ID, false, r.Config.AutoRemove)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := newView(stack, rootfs)
+	if err != nil {
+		return nil, err
+	}
+	defer tree.close()
+
+	var volumes map[string]string
+	var unmake func() error
+	err = steps.Do("volumes", func() (err error) {
+		volumes, unmake, err = h.ensureVolumes(tree)
+		return err
+	}, func() error { return unmake() })
+	if err != nil {
+		return nil, err
+	}
+
+	host, err := hostFacts(&r.Config.Config)
+	if err != nil {
+		return nil, err
+	}
+	names, err := h.names(host.Hostname)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]string{
+		"/etc/resolv.conf": filepath.Join(run, "resolv.conf"), "/etc/hosts": filepath.Join(run, "hosts"), "/etc/hostname": filepath.Join(run, "hostname"),
+	}
+	if err := steps.Do("files", func() error {
+		resolv, err := names.ResolvConf()
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(files["/etc/resolv.conf"], resolv, 0o644); err != nil {
+			return err
+		}
+		return os.WriteFile(files["/etc/hostname"], []byte(names.Hostname+"\n"), 0o644)
+	}, nil); err != nil {
+		return nil, err
+	}
+
+	fds := map[string]*os.File{}
+	defer func() {
+		for _, f := range fds {
+			_ = f.Close() // the monitor has its own by now
+		}
+	}()
+	if err := steps.Do("network", func() error {
+		if r.Config.Network == "bridge" {
+			n, err := e.network()
+			if err != nil {
+				return err
+			}
+			ns, err := network.NewNamespace()
+			if err != nil {
+				return err
+			}
+			fds["netns"] = ns
+			if r.Network, err = n.Attach(ctx, ns, network.Endpoint{ID: r.ID, Ports: r.Config.Ports}); err != nil {
+				return err
+			}
+			names.Attachment = r.Network
+		}
+		hosts, err := names.Hosts()
+		if err == nil {
+			err = os.WriteFile(files["/etc/hosts"], hosts, 0o644)
+		}
+		if err != nil {
+			err = errors.Join(err, h.detach(ctx))
+		}
+		return err
+	}, func() error { return h.detach(ctx) }); err != nil {
+		return nil, err
+	}
+
+	netns := ""
+	if ns := fds["netns"]; ns != nil {
+		netns = fmt.Sprintf("/proc/self/fd/%d", monitor.FirstFile)
+		if len(r.Config.Runtime) > 0 {
+			// A foreign runtime is another process; it looks while we wait for the container to be created.
+			netns = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd())
+		}
+	}
+	if err := steps.Do("spec", func() error {
+		return h.writeSpec(tree, host, volumes, files, netns)
+	}, nil); err != nil {
+		return nil, err
+	}
+
+	var client *monitor.Client
+	err = steps.Do("monitor", func() (err error) {
+		// An exit record is that of this run from here on.
+		if err := ignoreMissing(os.Remove(filepath.Join(e.stateDir(r.ID), "exit.json"))); err != nil {
+			return err
+		}
+		client, err = monitor.Spawn(ctx, &monitor.Config{
+			ID: r.ID, Bundle: run, RunDir: run, StateDir: e.stateDir(r.ID), Rootfs: stack,
+			Runtime: r.Config.Runtime, RuntimeRoot: e.runtimeRoot(),
+			Terminal: r.Config.Tty, Width: o.Width, Height: o.Height, Init: r.Config.Init,
+			OpenStdin: r.Config.OpenStdin, StdinOnce: o.Stdin != nil,
+			Log: r.Config.Log, Cleanup: e.cleanupCommand(r.ID), Sync: !r.Config.AutoRemove,
+		}, monitor.SpawnOptions{Binary: binary, Files: fds, Stdio: [3]*os.File{o.Stdin, o.Stdout, o.Stderr}})
+		if err != nil {
+			return err
+		}
+		if o.attached() {
+			// Promised before the start: `true` has ended before any later word arrives. It costs no time, because the
+			// container is being created meanwhile.
+			err = client.Mine(ctx)
+		}
+		if err == nil {
+			r.Pid, err = client.Created(ctx)
+		}
+		if err != nil {
+			return errors.Join(err, h.dismiss(client))
+		}
+		return nil
+	}, func() error { return h.dismiss(client) })
+	if err != nil {
+		return nil, err
+	}
+
+	var inner []undo.Span
+	if err := steps.Do("start", func() (err error) {
+		r.StartedAt, inner, err = client.Start(ctx)
+		if err != nil {
+			return err
+		}
+		r.Status, r.Exit = Running, nil
+		return h.write(false)
+	}, nil); err != nil {
+		return nil, err
+	}
+	c := r.Container
+	return &Session{Container: &c, Client: client, Spans: append(steps.Spans(), inner...), promised: o.attached()}, nil
+}
+
+// names are what /etc/hosts, /etc/resolv.conf and /etc/hostname are made of.
+func (h *held) names(hostname string) (network.Names, error) {
+	c := &h.rec.Config
+	name, err := c.EffectiveHostname(h.rec.ID, hostname)
+	return network.Names{Hostname: name, Host: c.Network == "host", DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
+		ExtraHosts: c.ExtraHosts}, err
+}
+
+// writeSpec resolves the user and writes config.json.
+func (h *held) writeSpec(tree *view, host spec.Host, volumes, files map[string]string, netns string) error {
+	e, r := h.e, h.rec
+	uid, gid, more, home, err := resolveUser(tree, cmpOr(r.Config.User, r.Image.User), r.Config.GroupAdd)
+	if err != nil {
+		return err
+	}
+	c := r.Config.Config
+	if c.Mounts, err = h.mounts(); err != nil {
+		return err
+	}
+	s, warnings, err := spec.Generate(spec.Input{
+		ID: r.ID, Image: &ocispec.Image{Config: r.Image}, Config: &c, Host: host, RootPath: "rootfs", CgroupsPath: r.CgroupPath, NetNS: netns,
+		UID: uid, GID: gid, AdditionalGids: more, Home: home, Volumes: volumes, Files: files,
+	})
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		r.Warnings = appendNew(r.Warnings, w)
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(e.runDir(r.ID), "config.json"), b, 0o600)
+}
+
+func appendNew(list []string, s string) []string {
+	for _, l := range list {
+		if l == s {
+			return list
+		}
+	}
+	return append(list, s)
+}
+
+// maxAccounts bounds /etc/passwd and /etc/group, bytes each.
+const maxAccounts = 4 << 20
+
+// resolveUser reads the tree's account files, where they are needed, and resolves the names.
+func resolveUser(tree *view, user string, groupAdd []string) (uid, gid uint32, more []uint32, home string, err error) {
+	var text [2][]byte
+	for i, path := range []string{"etc/passwd", "etc/group"} {
+		b, err := tree.read(path, maxAccounts)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, 0, nil, "", err
+		}
+		text[i] = b
+	}
+	return spec.User(user, groupAdd, text[0], text[1])
+}
+
+// cleanupCommand is what the monitor runs after the exit.
+func (e *Engine) cleanupCommand(id string) []string {
+	self := e.o.Self
+	if len(self) == 0 {
+		exe, err := os.Executable()
+		if err != nil {
+			return nil
+		}
+		self = []string{exe, "--root", e.o.Root, "--run-root", e.o.RunRoot}
+	}
+	return append(append([]string{}, self...), "container-cleanup", id)
+}
+
+// detach gives the container's addresses and ports back.
+func (h *held) detach(ctx context.Context) error {
+	if h.rec.Config.Network != "bridge" {
+		return nil
+	}
+	h.rec.Network = nil
+	n, err := h.e.network()
+	if err != nil {
+		return err
+	}
+	return n.Detach(context.WithoutCancel(ctx), h.rec.ID)
+}
+
+// dismiss ends a monitor whose container was not started, or is no longer wanted, and waits for it. A monitor that
+// does not go is killed with its container.
+func (h *held) dismiss(c *monitor.Client) error {
+	if c == nil {
+		return nil
+	}
+	_ = c.Close()
+	if waitGone(h.e.runDir(h.rec.ID), 10*time.Second) {
+		return nil
+	}
+	return h.killAll()
+}
+
+// waitGone waits until no monitor is alive in a run directory.
+func waitGone(run string, limit time.Duration) bool {
+	end := time.Now().Add(limit)
+	for pause := 200 * time.Microsecond; monitor.Alive(run); pause = min(2*pause, 20*time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+		time.Sleep(pause)
+	}
+	return true
+}

@@ -1,0 +1,206 @@
+package cli
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/onggi/onggi/engine"
+	"github.com/onggi/onggi/network"
+	"github.com/onggi/onggi/spec"
+	"github.com/spf13/cobra"
+)
+
+// containerRow is a line of `ps`. Its fields are those of docker's format.
+type containerRow struct {
+	Command    string
+	CreatedAt  string
+	ID         string
+	Image      string
+	Labels     string
+	Mounts     string
+	Names      string
+	Networks   string
+	Ports      string
+	RunningFor string
+	State      string
+	Status     string
+}
+
+func buildPs(a *app, c *cobra.Command) {
+	var (
+		all, quiet, noTrunc bool
+		format              string
+	)
+	c.Use = "ps [FLAGS]"
+	c.Long = `List the containers that run, newest first; with -a also those that are created or have ended.`
+	c.Example = `  onggi ps
+  onggi ps -a --no-trunc
+  onggi ps -aq                                  ids, for other commands
+  onggi ps --format 'table {{.Names}}\t{{.Status}}\t{{.Ports}}'
+  onggi ps -a --format json | jq -r .Names`
+	f := c.Flags()
+	f.BoolVarP(&all, "all", "a", false, "list containers that do not run, too")
+	f.BoolVarP(&quiet, "quiet", "q", false, "print ids only")
+	f.BoolVar(&noTrunc, "no-trunc", false, "print whole ids and commands")
+	f.StringVar(&format, "format", "", formatUsage)
+	c.Args = takes(0, 0, "no arguments")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		out, err := newFormat(format, c.Flags().Changed("format"))
+		if err != nil {
+			return err
+		}
+		e, err := a.open()
+		if err != nil {
+			return err
+		}
+		list, err := e.List(all)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		rows := make([]containerRow, len(list))
+		for i, k := range list {
+			rows[i] = newContainerRow(k, now, noTrunc)
+		}
+		if quiet {
+			var b strings.Builder
+			for _, r := range rows {
+				b.WriteString(r.ID + "\n")
+			}
+			return a.print(b.String())
+		}
+		return writeRows(a, out, rows, []column[containerRow]{
+			{"CONTAINER ID", func(r containerRow) string { return r.ID }},
+			{"IMAGE", func(r containerRow) string { return r.Image }},
+			{"COMMAND", func(r containerRow) string { return r.Command }},
+			{"CREATED", func(r containerRow) string { return r.RunningFor }},
+			{"STATUS", func(r containerRow) string { return r.Status }},
+			{"PORTS", func(r containerRow) string { return r.Ports }},
+			{"NAMES", func(r containerRow) string { return r.Names }},
+		})
+	}
+}
+
+func newContainerRow(k *engine.Container, now time.Time, noTrunc bool) containerRow {
+	command := strings.Join(quoteAll(k.Command), " ")
+	id, mounts := k.ID, mountNames(k)
+	if !noTrunc {
+		command, id = shorten(command, 20), shortID(id)
+	}
+	r := containerRow{
+		Command: `"` + command + `"`, CreatedAt: k.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"), ID: id, Image: k.Config.Image,
+		Mounts: strings.Join(mounts, ","), Names: k.Config.Name, Networks: k.Config.Network, RunningFor: ago(k.Created, now),
+		State: string(k.Status), Status: statusText(k, now),
+	}
+	for key, value := range k.Config.Labels {
+		r.Labels += "," + key + "=" + value
+	}
+	labels := strings.Split(strings.TrimPrefix(r.Labels, ","), ",")
+	slices.Sort(labels)
+	r.Labels = strings.Join(labels, ",")
+	if k.Status == engine.Running && k.Network != nil {
+		r.Ports = portsText(k.Network.Ports)
+	}
+	return r
+}
+
+// statusText is docker's STATUS column.
+func statusText(k *engine.Container, now time.Time) string {
+	switch k.Status {
+	case engine.Running:
+		return "Up " + humanTime(now.Sub(k.StartedAt))
+	case engine.Exited:
+		if k.Exit == nil {
+			return "Exited (unknown)"
+		}
+		return fmt.Sprintf("Exited (%d) %s", k.Exit.Code, ago(k.Exit.FinishedAt, now))
+	case engine.Created:
+		return "Created"
+	case engine.Creating:
+		return "Creating"
+	case engine.Removing:
+		return "Removal In Progress"
+	case engine.Dead:
+		return "Dead"
+	}
+	return string(k.Status)
+}
+
+// mountNames are the sources that a container's mounts have, volumes by name.
+func mountNames(k *engine.Container) []string {
+	var names []string
+	for _, m := range k.Config.Mounts {
+		if m.Type == "bind" {
+			names = append(names, m.Source)
+		}
+	}
+	for _, v := range k.Volumes {
+		names = append(names, v)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// portsText prints published ports as docker does: neighbouring ones as a range, sorted.
+func portsText(ports []network.Port) string {
+	ports = slices.Clone(ports)
+	slices.SortFunc(ports, func(a, b network.Port) int {
+		if c := a.HostIP.Compare(b.HostIP); c != 0 {
+			return c
+		}
+		if c := strings.Compare(a.Protocol, b.Protocol); c != 0 {
+			return c
+		}
+		if a.ContainerPort != b.ContainerPort {
+			return int(a.ContainerPort) - int(b.ContainerPort)
+		}
+		return int(a.HostPort) - int(b.HostPort)
+	})
+	var out []string
+	for i := 0; i < len(ports); {
+		j := i + 1
+		for j < len(ports) && ports[j].HostIP == ports[i].HostIP && ports[j].Protocol == ports[i].Protocol &&
+			int(ports[j].ContainerPort) == int(ports[i].ContainerPort)+j-i && int(ports[j].HostPort) == int(ports[i].HostPort)+j-i {
+			j++
+		}
+		first, last := ports[i], ports[j-1]
+		ip := "0.0.0.0"
+		if first.HostIP.IsValid() {
+			ip = first.HostIP.String()
+			if first.HostIP.Is6() {
+				ip = "[" + ip + "]"
+			}
+		}
+		out = append(out, fmt.Sprintf("%s:%s->%s/%s", ip, portRange(first.HostPort, last.HostPort), portRange(first.ContainerPort, last.ContainerPort), first.Protocol))
+		i = j
+	}
+	return strings.Join(out, ", ")
+}
+
+func portRange(first, last uint16) string {
+	s := strconv.Itoa(int(first))
+	if last != first {
+		s += "-" + strconv.Itoa(int(last))
+	}
+	return s
+}
+
+// address prints an address, "" when there is none.
+func address(ip netip.Addr) string {
+	if !ip.IsValid() {
+		return ""
+	}
+	return ip.String()
+}
+
+// mountMode is docker's Mode of a mount.
+func mountMode(m spec.Mount) string {
+	if m.ReadOnly {
+		return "ro"
+	}
+	return ""
+}

@@ -1,0 +1,23 @@
+// Command onggi is the command line of the container stack of that name, with the whole engine in process.
+package main
+
+import (
+	"embed"
+	"io/fs"
+	"os"
+
+	"github.com/onggi/onggi/cli"
+)
+
+// embedded holds hello.tar, the image onggi/hello, when it was built (tools/hello-image) before this program.
+//
+//go:embed all:embedded
+var embedded embed.FS
+
+func main() {
+	var sub fs.FS
+	if s, err := fs.Sub(embedded, "embedded"); err == nil {
+		sub = s
+	}
+	os.Exit(cli.Main(cli.Options{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Embedded: sub}))
+}

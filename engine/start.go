@@ -18,8 +18,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// StartOptions say which of the caller's streams the container is attached to from its first byte. A caller that attaches
-// any promises to call Finish; if its process ends before, the monitor does what Finish would have done.
+// StartOptions say which of the caller's streams the container is attached to from its first byte. A caller that
+// attaches any promises to call Finish; if its process ends before, the monitor does what Finish would have done.
 type StartOptions struct {
 	Stdin, Stdout, Stderr *os.File
 	Width, Height         uint16

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/onggi/onggi/spec"
@@ -133,44 +134,30 @@ func checkPropagation(m spec.Mount) error {
 	if want != "shared" && want != "slave" {
 		return nil
 	}
-	path, err := filepath.EvalSymlinks(m.Source)
-	if err != nil {
-		return err
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, m.Source, 0, unix.STATX_MNT_ID, &st); err != nil {
+		return fmt.Errorf("statx %s: %w", m.Source, err)
 	}
 	b, err := readBounded("/proc/self/mountinfo", 64<<20)
 	if err != nil {
 		return err
 	}
+	id := strconv.FormatUint(st.Mnt_id, 10)
 	var at, optional string
 	for _, l := range strings.Split(string(b), "\n") {
 		// 36 35 98:0 /root /mount options optional... - type source superoptions (proc(5))
 		f := strings.Fields(l)
-		if len(f) < 10 {
+		if len(f) < 10 || f[0] != id {
 			continue
 		}
-		if p := unescape(f[4]); (path == p || strings.HasPrefix(path, strings.TrimSuffix(p, "/")+"/")) && len(p) >= len(at) {
-			at, optional = p, ""
-			for _, o := range f[6:] {
-				if o == "-" {
-					break
-				}
-				optional += o + " "
-			}
-		}
+		at = f[4]
+		optional, _, _ = strings.Cut(strings.Join(f[6:], " "), "- ")
 	}
 	if strings.Contains(optional, "shared:") || want == "slave" && strings.Contains(optional, "master:") {
 		return nil
 	}
 	return invalid(m.Source+":"+m.Target, "", fmt.Sprintf("path %s is mounted on %s but it is not a %s mount", m.Source, at, want),
 		"share it first: mount --make-rshared "+at)
-}
-
-// unescape turns the octal escapes of mountinfo (space, tab, newline, backslash) back.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
 // removeVolumes removes the container's anonymous volumes, unless another container uses one by its name.

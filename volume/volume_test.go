@@ -1,0 +1,467 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/onggi/onggi/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+func newStore(t testing.TB) *Store {
+	t.Helper()
+	s, err := Open(filepath.Join(t.TempDir(), "volumes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func ensure(t testing.TB, s *Store, name string) *Volume {
+	t.Helper()
+	v, err := s.Ensure(name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestNames(t *testing.T) {
+	s := newStore(t)
+	for _, c := range []struct {
+		name string
+		ok   bool
+	}{
+		{"data", true}, {"a1", true}, {"0.b", true}, {"A_b-c.d", true}, {strings.Repeat("x", 255), true},
+		{"a", false}, {".a", false}, {"-a", false}, {"_a", false}, {"..", false}, {"a/b", false}, {"a b", false},
+		{"a\n", false}, {"ä1", false}, {strings.Repeat("x", 256), false}, {"a\x00b", false},
+	} {
+		_, err := s.Ensure(c.name, nil)
+		if got := err == nil; got != c.ok || !c.ok && !errdefs.Is(err, errdefs.InvalidArgument) {
+			t.Errorf("Ensure(%q): got %v, want ok=%v", c.name, err, c.ok)
+		}
+	}
+	for _, name := range []string{"", "../x", strings.Repeat("g", 64), strings.Repeat("a", 63)} {
+		if _, err := s.EnsureAnonymous(name); !errdefs.Is(err, errdefs.InvalidArgument) {
+			t.Errorf("EnsureAnonymous(%q): got %v, want invalid-argument", name, err)
+		}
+	}
+	for _, f := range []func(string) error{s.Remove, func(n string) error { _, err := s.Get(n); return err }} {
+		if err := f("../volumes"); !errdefs.Is(err, errdefs.InvalidArgument) {
+			t.Errorf("a path as name: got %v, want invalid-argument", err)
+		}
+	}
+}
+
+// FuzzName: whatever passes is one path component that is not hidden, so that it can be joined to the store's path.
+func FuzzName(f *testing.F) {
+	for _, s := range []string{"data", "..", "a/b", ".new-0", "a\x00", "ab\n", "０１", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if CheckName(name) != nil {
+			return
+		}
+		if filepath.Base(name) != name || name[0] == '.' || filepath.Clean(name) != name || len(name) > 255 ||
+			strings.ContainsAny(name, "/\x00\n\\ ") {
+			t.Errorf("CheckName(%q) passes", name)
+		}
+	})
+}
+
+func TestLife(t *testing.T) {
+	s := newStore(t)
+	if _, err := s.Get("data"); !errdefs.Is(err, errdefs.NotFound) {
+		t.Fatalf("Get before: got %v, want not-found", err)
+	}
+	made, err := s.Ensure("data", map[string]string{"k": "v"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !made.Fresh || made.Anonymous || made.Labels["k"] != "v" || made.Path != filepath.Join(s.dir, "data", "_data") {
+		t.Errorf("Ensure: got %+v", made)
+	}
+	if st, err := os.Stat(made.Path); err != nil || st.Mode() != fs.ModeDir|0o755 {
+		t.Errorf("data: got %v, %v; want drwxr-xr-x", st, err)
+	}
+	again, err := s.Ensure("data", map[string]string{"k": "other"})
+	if err != nil || !again.Created.Equal(made.Created) || again.Labels["k"] != "v" {
+		t.Errorf("Ensure again: got %+v, %v; want %+v", again, err, made)
+	}
+	anonymous, err := s.Ensure("", nil)
+	if err != nil || len(anonymous.Name) != 64 || !anonymous.Anonymous {
+		t.Fatalf("Ensure(\"\"): got %+v, %v", anonymous, err)
+	}
+	if v, err := s.EnsureAnonymous(anonymous.Name); err != nil || v.Name != anonymous.Name || !v.Anonymous {
+		t.Errorf("EnsureAnonymous: got %+v, %v", v, err)
+	}
+	list, err := s.List()
+	if err != nil || len(list) != 2 || !sort.SliceIsSorted(list, func(i, j int) bool { return list[i].Name < list[j].Name }) {
+		t.Errorf("List: got %v, %v; want two by name", list, err)
+	}
+	if err := os.WriteFile(filepath.Join(made.Path, "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time it is not there, which is no error
+		if err := s.Remove("data"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Remove(anonymous.Name); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, s.dir); got != "lock" {
+		t.Errorf("left: %s; want only the lock", got)
+	}
+}
+
+func TestCorruptRecordIsNamed(t *testing.T) {
+	s := newStore(t)
+	v := ensure(t, s, "data")
+	record := filepath.Join(s.dir, "data", recordFile)
+	for _, text := range []string{"", "{", `{"name":"other"}`} {
+		if err := os.WriteFile(record, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Get(v.Name); !errdefs.Is(err, errdefs.Corrupt) || !strings.Contains(err.Error(), record) {
+			t.Errorf("record %q: got %v, want corrupt and its path", text, err)
+		}
+	}
+}
+
+func entries(t testing.TB, dir string) string {
+	t.Helper()
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range es {
+		names = append(names, e.Name())
+	}
+	return strings.Join(names, " ")
+}
+
+func TestEnsureTogether(t *testing.T) {
+	s := newStore(t)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	seen := map[time.Time]bool{}
+	for range 16 {
+		wg.Go(func() {
+			v, err := s.Ensure("shared", nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			seen[v.Created] = true
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if len(seen) != 1 {
+		t.Errorf("%d volumes of one name were made; want 1", len(seen))
+	}
+	if got := entries(t, s.dir); got != "lock shared" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// image makes a tree with one of everything.
+func image(t testing.TB) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: devices and owners")
+	}
+	dir := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := func(s string) string { return filepath.Join(dir, s) }
+	must(os.MkdirAll(p("sub/deep"), 0o755))
+	must(os.WriteFile(p("sub/file"), []byte("content"), 0o640))
+	must(os.Link(p("sub/file"), p("hard")))
+	must(os.WriteFile(p("setuid"), []byte("x"), 0o755))
+	must(os.Lchown(p("setuid"), 12, 34))
+	must(os.Chmod(p("setuid"), 0o755|fs.ModeSetuid))
+	must(os.Symlink("../../../etc/passwd", p("sub/link")))
+	must(os.Symlink("/nowhere", p("dangling")))
+	must(os.Lchown(p("dangling"), 70000, 70001))
+	must(unix.Mknod(p("null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+	must(os.Chmod(p("null"), 0o666))
+	must(unix.Mkfifo(p("fifo"), 0o600))
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(err)
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	must(unix.Bind(fd, &unix.SockaddrUnix{Name: p("socket")}))
+	must(os.WriteFile(p("attrs"), nil, 0o600))
+	for _, n := range []string{"user.note", "trusted.note"} {
+		if err := unix.Setxattr(p("attrs"), n, []byte("v"), 0); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			t.Fatal(err)
+		}
+	}
+	// cap_net_raw=ep, as setcap writes it (linux/capability.h, vfs_cap_data revision 2)
+	must(unix.Setxattr(p("attrs"), "security.capability", []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
+	must(os.Chtimes(p("sub/file"), time.Unix(1, 0), time.Unix(1234567890, 123456789)))
+	must(unix.Lutimes(p("dangling"), []unix.Timeval{{Sec: 5}, {Sec: 6}}))
+	must(os.Chtimes(p("sub/deep"), time.Unix(1, 0), time.Unix(1000, 0)))
+	must(os.Lchown(dir, 101, 102))
+	must(os.Chmod(dir, 0o1770))
+	return dir
+}
+
+// describe lists a tree: path, mode, owner, size or device, mtime, links, target, attributes.
+func describe(t testing.TB, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, path)
+		fmt.Fprintf(&b, "%s %o %d:%d dev=%x", rel, st.Mode, st.Uid, st.Gid, st.Rdev)
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			fmt.Fprintf(&b, " links=%d size=%d", st.Nlink, st.Size)
+		}
+		if rel != "." && rel != "sub" { // their times are those of what was made in them
+			fmt.Fprintf(&b, " mtime=%d.%d", st.Mtim.Sec, st.Mtim.Nsec)
+		}
+		if target, err := os.Readlink(path); err == nil {
+			fmt.Fprintf(&b, " -> %s", target)
+		}
+		for _, n := range []string{"user.note", "trusted.note", "security.capability"} {
+			v := make([]byte, 100)
+			if k, err := unix.Lgetxattr(path, n, v); err == nil {
+				fmt.Fprintf(&b, " %s=%q", n, v[:k])
+			}
+		}
+		b.WriteByte('\n')
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func populate(t testing.TB, s *Store, v *Volume, dir string, flags int) error {
+	t.Helper()
+	fd, err := unix.Open(dir, flags|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	return s.Populate(v, fd)
+}
+
+func TestPopulate(t *testing.T) {
+	dir := image(t)
+	for _, flags := range []int{unix.O_RDONLY, unix.O_PATH} {
+		s := newStore(t)
+		v := ensure(t, s, "data")
+		if err := populate(t, s, v, dir, flags); err != nil {
+			t.Fatal(err)
+		}
+		if v.Fresh {
+			t.Error("v.Fresh after Populate: got true")
+		}
+		want := describe(t, dir)
+		for line := range strings.Lines(want) {
+			if strings.HasPrefix(line, "socket ") {
+				want = strings.Replace(want, line, "", 1)
+			}
+		}
+		if got := describe(t, v.Path); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+		a, _ := os.Stat(filepath.Join(v.Path, "hard"))
+		b, _ := os.Stat(filepath.Join(v.Path, "sub/file"))
+		if !os.SameFile(a, b) {
+			t.Error("the hard link became a copy")
+		}
+		// Once: what the container changed stays.
+		if err := os.Remove(filepath.Join(v.Path, "hard")); err != nil {
+			t.Fatal(err)
+		}
+		if err := populate(t, s, v, dir, flags); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(filepath.Join(v.Path, "hard")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("populated twice: %v", err)
+		}
+		if got, err := s.Get("data"); err != nil || got.Fresh {
+			t.Errorf("record: got %+v, %v; want not fresh", got, err)
+		}
+	}
+}
+
+func TestPopulateLeavesContentAlone(t *testing.T) {
+	s := newStore(t)
+	v := ensure(t, s, "data")
+	if err := os.WriteFile(filepath.Join(v.Path, "mine"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	src := t.TempDir()
+	if err := os.WriteFile(filepath.Join(src, "theirs"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := populate(t, s, v, src, unix.O_PATH); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, v.Path); got != "mine" {
+		t.Errorf("got %s; want mine", got)
+	}
+	if v.Fresh {
+		t.Error("still fresh")
+	}
+}
+
+func TestPopulateSkipsMounts(t *testing.T) {
+	src := t.TempDir()
+	if err := os.Mkdir(filepath.Join(src, "mnt"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", filepath.Join(src, "mnt"), "tmpfs", 0, ""); err != nil {
+		t.Skip("cannot mount: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(src, "mnt"), unix.MNT_DETACH) })
+	if err := os.WriteFile(filepath.Join(src, "mnt", "secret"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t)
+	v := ensure(t, s, "data")
+	if err := populate(t, s, v, src, unix.O_PATH); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, v.Path); got != "" {
+		t.Errorf("got %s; want nothing of a foreign file system", got)
+	}
+}
+
+func TestPopulateRefusesADeepTree(t *testing.T) {
+	src := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(src, strings.Repeat("d/", maxDepth+5)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t)
+	v := ensure(t, s, "data")
+	if err := populate(t, s, v, src, unix.O_PATH); !errdefs.Is(err, errdefs.Exhausted) {
+		t.Fatalf("got %v, want exhausted", err)
+	}
+	if got := entries(t, filepath.Join(s.dir, "data")); got != "_data lock volume.json" {
+		t.Errorf("left: %s", got)
+	}
+	if v, err := s.Get("data"); err != nil || !v.Fresh {
+		t.Errorf("got %+v, %v; want it fresh still", v, err)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	s := newStore(t)
+	ensure(t, s, "data")
+	for _, n := range []string{newPrefix + "0", gonePrefix + "0"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, n, "_data/x/y"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list, err := s.List(); err != nil || len(list) != 1 {
+		t.Errorf("List: got %v, %v; want one", list, err)
+	}
+	if err := s.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, s.dir); got != "data lock" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// TestKilledAnywhere starts this test's binary, built with fault points, and kills it at every step.
+func TestKilledAnywhere(t *testing.T) {
+	if os.Getenv("ONGGI_VOLUME_HELPER") != "" {
+		s, err := Open(os.Getenv("ONGGI_VOLUME_HELPER"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := s.Ensure("data", nil)
+		if err == nil {
+			err = populate(t, s, v, os.Getenv("ONGGI_VOLUME_SOURCE"), unix.O_PATH)
+		}
+		if err == nil {
+			err = s.Remove("data")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	src := image(t)
+	bin := filepath.Join(t.TempDir(), "test")
+	if out, err := exec.Command("go", "test", "-c", "-tags", "faults", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Skipf("cannot build with fault points: %v\n%s", err, out)
+	}
+	try := func(dir string, env ...string) error {
+		cmd := exec.Command(bin, "-test.run", "^TestKilledAnywhere$")
+		cmd.Env = append(append(os.Environ(), "ONGGI_VOLUME_HELPER="+dir, "ONGGI_VOLUME_SOURCE="+src), env...)
+		return cmd.Run()
+	}
+	names := filepath.Join(t.TempDir(), "names")
+	if err := try(t.TempDir(), "ONGGI_FAULT_NAMES="+names); err != nil {
+		t.Fatal(err)
+	}
+	list, err := os.ReadFile(names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := strings.Fields(string(list))
+	if len(steps) < 9 {
+		t.Fatalf("steps: %v; want those of make, populate and remove", steps)
+	}
+	for _, step := range steps {
+		for _, how := range []string{step + "=error", step + "@after=error", step + "=kill", step + "@after=kill"} {
+			dir := t.TempDir()
+			if err := try(dir, "ONGGI_FAULT="+how); err == nil {
+				t.Errorf("%s: the process ended well", how)
+			}
+			s, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Sweep(); err != nil {
+				t.Errorf("%s: sweep: %v", how, err)
+			}
+			list, err := s.List()
+			if err != nil {
+				t.Errorf("%s: list: %v", how, err)
+			}
+			for _, v := range list { // whatever is there is whole: empty and fresh, or full
+				got := entries(t, v.Path)
+				if got != "" && got != "attrs dangling fifo hard null setuid sub" || got == "" && !v.Fresh {
+					t.Errorf("%s: half a volume: %q, fresh %v", how, got, v.Fresh)
+				}
+			}
+			if err := try(dir); err != nil {
+				t.Errorf("%s: the next one: %v", how, err)
+			}
+			if got := entries(t, dir); got != "lock" {
+				t.Errorf("%s: left: %s", how, got)
+			}
+		}
+	}
+}

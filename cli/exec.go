@@ -2,6 +2,8 @@ package cli
 
 import (
 	"os"
+	"os/exec"
+	"strings"
 	"syscall"
 
 	"github.com/onggi/onggi/engine"
@@ -63,6 +65,11 @@ user, environment and limits unless flags say otherwise. The exit code is the co
 		argv, err := e.ExecCommand(c.Context(), args[0], x)
 		if err != nil {
 			return exitWith(err)
+		}
+		if !strings.Contains(argv[0], "/") { // --runtime runc: the name was found by PATH when the container started, too
+			if argv[0], err = exec.LookPath(argv[0]); err != nil {
+				return exitWith(&errdefs.Error{Op: "find the runtime", What: argv[0], Kind: errdefs.NotFound, Fix: "give its path: onggi run --runtime PATH", Err: err})
+			}
 		}
 		if !interactive {
 			if err := nullInput(); err != nil {

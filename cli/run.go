@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -132,9 +133,6 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 				s, err := e.Start(ctx, name, engine.StartOptions{Timing: timing})
 				if err != nil {
 					return "", err
-				}
-				for _, w := range s.Container.Warnings {
-					a.warn(w)
 				}
 				if timing {
 					a.phases(a.err, s.Spans)
@@ -275,6 +273,7 @@ func (r *running) run(parent context.Context, f *containerFlags, cfg engine.Conf
 			return errors.Join(err, e.Remove(context.WithoutCancel(ctx), k.ID, true, true))
 		}
 		defer r.restore()
+		warned := k.Warnings
 		s, err = e.Start(ctx, k.ID, r.startOptions())
 		if err != nil {
 			r.restore()
@@ -283,16 +282,35 @@ func (r *running) run(parent context.Context, f *containerFlags, cfg engine.Conf
 			}
 			return err
 		}
+		r.warnNew(s.Container.Warnings, warned)
 	} else {
 		s, err = e.Run(ctx, cfg, r.puller(e, &cfg, f.quiet), r.startOptions())
 		if err != nil {
 			return err
 		}
-		for _, w := range s.Container.Warnings {
-			r.warn(w)
-		}
+		r.warnNew(s.Container.Warnings, nil)
 	}
 	return r.stay(parent, e, s)
+}
+
+// warnNew prints the warnings that have not been printed yet. A raw terminal needs a carriage return before each line's
+// end, which its driver does not add.
+func (r *running) warnNew(warnings, old []string) {
+	for _, w := range warnings {
+		if slices.Contains(old, w) {
+			continue
+		}
+		if r.raised() {
+			w += "\r"
+		}
+		r.warn(w)
+	}
+}
+
+func (r *running) raised() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.terminal != nil && r.terminal.state != nil
 }
 
 // joined keeps the first error's kind and remedy, and adds what went wrong in taking back.

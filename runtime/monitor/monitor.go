@@ -13,7 +13,7 @@ import (
 type Config struct {
 	ID       string `json:"id"`
 	Bundle   string `json:"bundle"`   // holds config.json; the root file system is mounted at Rootfs
-	RunDir   string `json:"runDir"`   // volatile: lock, socket, pid
+	RunDir   string `json:"runDir"`   // volatile: this file, lock, socket
 	StateDir string `json:"stateDir"` // durable: exit.json, log
 	// Rootfs is mounted as the container's root. Our own runtime makes these mounts inside the container's mount
 	// namespace; for a foreign runtime the monitor makes them in a private one, at root.path of config.json.
@@ -33,8 +33,11 @@ type Config struct {
 	// Fds names the inherited descriptors that config.json refers to as /proc/self/fd/N ("netns"): the monitor keeps
 	// them for its whole life, so that the namespace survives restarts of the container.
 	Fds map[string]int `json:"fds,omitempty"`
-	// Cleanup is run (argv) after the exit when no client has promised to clean up, also after a failed start.
+	// Cleanup is run (argv, no search in PATH) after the exit when no client has promised to clean up, also after a
+	// failed start. No monitor is alive then (Alive), so that it may remove RunDir. It has two minutes.
 	Cleanup []string `json:"cleanup,omitempty"`
+	// Mine is Client.Mine of the first client, from the beginning: also for a container that cannot be created.
+	Mine bool `json:"mine,omitempty"`
 	// Sync: fsync the exit record (containers that outlive a reboot); off for --rm.
 	Sync bool `json:"sync,omitempty"`
 }
@@ -54,10 +57,14 @@ type Exit struct {
 	OOMKilled  bool      `json:"oomKilled,omitempty"`
 	StartedAt  time.Time `json:"startedAt"`
 	FinishedAt time.Time `json:"finishedAt"`
-	Error      string    `json:"error,omitempty"` // why it never started
+	Error      string    `json:"error,omitempty"` // why it never started; then StartedAt is zero
+	// Warnings are what went wrong while the container ran or ended without stopping it: a log that could not be
+	// written, a state that could not be deleted.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
-// Stdio are the container's ends of its standard streams. With a terminal all three are the replica side.
+// Stdio are the container's ends of its standard streams; nil is /dev/null. With a terminal all three are nil: the
+// Process must also be a Consoler.
 type Stdio struct{ In, Out, Err *os.File }
 
 // Process is a created container, as a runtime gives it.
@@ -77,65 +84,11 @@ type Process interface {
 	Spans() []undo.Span
 }
 
+// Consoler is a Process with a terminal.
+type Consoler interface {
+	// Console is the terminal's master side, from the container's own devpts. The monitor closes it.
+	Console() *os.File
+}
+
 // Creator makes the container of cfg, with its first process waiting for Start.
 type Creator func(ctx context.Context, cfg *Config, stdio Stdio) (Process, error)
-
-// Main is the monitor process: it reads the Config at path, serves until the container is gone, and returns the exit
-// code of the process. The inherited connection is descriptor 3; attached stdio of the first client, if any, are
-// descriptors named "stdin", "stdout", "stderr" in Config.Fds.
-func Main(path string, create Creator) int { panic("contract") }
-
-// Client is a connection to a monitor. Its methods may be called from several goroutines.
-type Client struct{}
-
-// FirstFile is the descriptor number of the first of SpawnOptions.Files in the monitor; descriptor 3 is the connection,
-// and the client's own streams come after the files.
-const FirstFile = 4
-
-// SpawnOptions say what the new monitor inherits.
-type SpawnOptions struct {
-	Binary string              // path of onggi-runtime
-	// Files by name; their numbers are filled into Config.Fds. They are numbered from FirstFile on in the order of
-	// their names, so that the caller can write "/proc/self/fd/4" into config.json before Spawn.
-	Files map[string]*os.File
-	Stdio  [3]*os.File         // the client's own streams to attach from the first byte; nil ones are not attached
-}
-
-// Spawn writes RunDir/monitor.json and starts the monitor, detached from the caller's session.
-func Spawn(ctx context.Context, cfg *Config, o SpawnOptions) (*Client, error) { panic("contract") }
-
-// Dial connects to a running monitor. NotFound when none is alive.
-func Dial(ctx context.Context, runDir string) (*Client, error) { panic("contract") }
-
-// Alive reports whether a monitor holds RunDir's lock. It takes some microseconds.
-func Alive(runDir string) bool { panic("contract") }
-
-// Created waits until the container process exists and returns its pid.
-func (c *Client) Created(ctx context.Context) (pid int, err error) { panic("contract") }
-
-// Start starts the user's command and returns when it is executing.
-func (c *Client) Start(ctx context.Context) (at time.Time, spans []undo.Span, err error) {
-	panic("contract")
-}
-
-// Attach hands the caller's streams to the monitor, which then reads and writes them itself: no byte passes through
-// this process. nil files are not attached. It returns at once.
-func (c *Client) Attach(ctx context.Context, stdin, stdout, stderr *os.File) error { panic("contract") }
-
-// Resize sets the terminal's size in characters.
-func (c *Client) Resize(ctx context.Context, width, height uint16) error { panic("contract") }
-
-// Signal sends a signal to the container's first process.
-func (c *Client) Signal(ctx context.Context, sig int) error { panic("contract") }
-
-// Wait returns the exit record. All output has been delivered to the attached streams and to the log by then.
-func (c *Client) Wait(ctx context.Context) (*Exit, error) { panic("contract") }
-
-// Mine promises that this client cleans up after the exit. If its connection ends before, the monitor does it.
-func (c *Client) Mine(ctx context.Context) error { panic("contract") }
-
-// Close ends the connection; the container goes on.
-func (c *Client) Close() error { panic("contract") }
-
-// ReadExit reads the exit record of a state directory. NotFound when the container has not ended (or was lost).
-func ReadExit(stateDir string) (*Exit, error) { panic("contract") }

@@ -1,0 +1,238 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// endpoint is a client's descriptor, used without ever blocking a thread on it.
+//
+// O_NONBLOCK belongs to the open file description, which the client shares with its shell and with whatever else has the
+// terminal: setting it there would break those ("resource temporarily unavailable" in the user's shell). So a pipe or a
+// terminal is opened once more through /proc/self/fd, which gives a description of our own; a socket has MSG_DONTWAIT;
+// a regular file does not block, and its offset must stay the client's. What can do none of this (a terminal of another
+// user) is polled, and given so few bytes at a time that it takes them without blocking.
+type endpoint struct {
+	kind endpointKind
+	fd   int      // as the client gave it
+	f    *os.File // what the poller watches: the reopened file, or an epoll descriptor that holds fd; may be nil
+	// wait is raw's Read or Write: what the poller has to report.
+	wait func(func(fd uintptr) bool) error
+
+	mu sync.Mutex // held while fd is used, so that close does not give its number to another file
+}
+
+type endpointKind uint8
+
+const (
+	direct   endpointKind = iota // never blocks
+	reopened                     // f is the file itself
+	socket                       // MSG_DONTWAIT on fd
+	polled                       // fd blocks; few bytes after each poll
+)
+
+// Bytes that a polled file takes after POLLOUT: a pipe has a free page then (pipe(7)), a terminal some room.
+const (
+	polledPipe = 4096
+	polledTTY  = 128
+)
+
+// newEndpoint takes fd over.
+func newEndpoint(fd int, write bool) (*endpoint, error) {
+	unix.CloseOnExec(fd)
+	e := &endpoint{fd: fd}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFSOCK:
+		e.kind = socket
+	case unix.S_IFIFO:
+		e.kind = reopened
+	case unix.S_IFCHR:
+		if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {
+			e.kind = reopened
+			// Opening /dev/ptmx once more makes another terminal, and /dev/tty is the opener's.
+			if st.Rdev == unix.Mkdev(5, 2) || st.Rdev == unix.Mkdev(5, 0) {
+				e.kind = polled
+			}
+		}
+	}
+	if e.kind == reopened {
+		mode := unix.O_RDONLY
+		if write {
+			mode = unix.O_WRONLY
+		}
+		n, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), mode|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			e.kind = polled
+		} else {
+			e.f = os.NewFile(uintptr(n), "attached")
+		}
+	}
+	if e.kind == socket || e.kind == polled {
+		if err := e.nest(write); err == unix.EPERM {
+			e.kind = direct // the file cannot be polled, so it does not block
+		} else if err != nil {
+			_ = unix.Close(fd)
+			return nil, err
+		}
+	}
+	if e.f != nil {
+		raw, err := e.f.SyscallConn()
+		if err != nil {
+			_ = e.f.Close()
+			_ = unix.Close(fd)
+			return nil, err
+		}
+		e.wait = raw.Read // an epoll descriptor is readable when fd is ready for what it was asked
+		if e.kind == reopened && write {
+			e.wait = raw.Write
+		}
+	}
+	if e.kind == reopened {
+		// The client's description is not needed any more, and would keep a pipe's other end from seeing our end.
+		_ = unix.Close(e.fd)
+		e.fd = -1
+	}
+	return e, nil
+}
+
+// nest puts fd into an epoll descriptor, which is non-blocking whatever fd is.
+func (e *endpoint) nest(write bool) error {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(e.fd)}
+	if write {
+		ev.Events = unix.EPOLLOUT
+	}
+	err = unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, e.fd, &ev)
+	if err == nil {
+		err = unix.SetNonblock(ep, true)
+	}
+	if err != nil {
+		_ = unix.Close(ep)
+		return err
+	}
+	e.f = os.NewFile(uintptr(ep), "epoll")
+	return nil
+}
+
+// close lets the file go; a blocked read or write returns os.ErrClosed.
+func (e *endpoint) close() {
+	if e.f != nil {
+		_ = e.f.Close()
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.fd >= 0 {
+		_ = unix.Close(e.fd)
+		e.fd = -1
+	}
+}
+
+// interrupt makes a blocked read or write return os.ErrDeadlineExceeded, and every later one that would block.
+func (e *endpoint) interrupt() {
+	if e.f != nil {
+		_ = e.f.SetDeadline(time.Unix(1, 0))
+	}
+}
+
+// calm takes interrupt back.
+func (e *endpoint) calm() {
+	if e.f != nil {
+		_ = e.f.SetDeadline(time.Time{})
+	}
+}
+
+// do repeats op, a system call that returns EAGAIN instead of blocking, until it does something else. op gets the file
+// to work on.
+func (e *endpoint) do(op func(fd int) (int, error)) (n int, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.kind == direct {
+		if e.fd < 0 {
+			return 0, os.ErrClosed
+		}
+		return op(e.fd)
+	}
+	try := func(pollable uintptr) bool {
+		fd := e.fd
+		if e.kind == reopened {
+			fd = int(pollable)
+		}
+		for {
+			n, err = op(fd)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	}
+	if rerr := e.wait(try); rerr != nil {
+		return 0, rerr
+	}
+	return n, err
+}
+
+// read waits for bytes. io.EOF at the end.
+func (e *endpoint) read(p []byte) (int, error) {
+	n, err := e.do(func(fd int) (int, error) {
+		switch e.kind {
+		case socket:
+			n, _, err := unix.Recvfrom(fd, p, unix.MSG_DONTWAIT)
+			return n, err
+		case polled:
+			if !ready(fd, unix.POLLIN) {
+				return 0, unix.EAGAIN
+			}
+		}
+		return unix.Read(fd, p)
+	})
+	if n <= 0 && err == nil {
+		err = io.EOF
+	}
+	return max(n, 0), err
+}
+
+// write writes some of p, waiting while the file takes nothing. A reader that is gone is an error.
+func (e *endpoint) write(p []byte) (int, error) {
+	n, err := e.do(func(fd int) (int, error) {
+		switch e.kind {
+		case socket:
+			return unix.SendmsgN(fd, p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		case polled:
+			if !ready(fd, unix.POLLOUT) {
+				return 0, unix.EAGAIN
+			}
+			return unix.Write(fd, p[:min(len(p), e.few(fd))])
+		}
+		return unix.Write(fd, p)
+	})
+	if n <= 0 && err == nil && len(p) > 0 {
+		err = errors.New("it takes no bytes")
+	}
+	return max(n, 0), err
+}
+
+func (e *endpoint) few(fd int) int {
+	if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {
+		return polledTTY
+	}
+	return polledPipe
+}
+
+func ready(fd int, events int16) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	n, err := unix.Poll(p, 0)
+	return n > 0 || err != nil && err != unix.EINTR
+}

@@ -33,8 +33,3 @@ type Overlay struct {
 	// UserXattr keeps overlay's own attributes in the user. namespace, as user namespaces need.
 	UserXattr bool `json:"userXattr,omitempty"`
 }
-
-// All performs the mounts in order at the directory target in the calling thread's mount namespace. On failure those
-// already made are taken back. Overlays use the new mount API with "lowerdir+" where the kernel has it (6.8 and
-// later) and mount(2) with shortened paths elsewhere, so that the number of layers is not bound by a page.
-func All(mounts []Mount, target string) error { panic("contract") }

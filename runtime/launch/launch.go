@@ -1,12 +1,9 @@
 package launch
 
 import (
-	"context"
 	"os"
 
 	"github.com/onggi/onggi/mount"
-	"github.com/onggi/onggi/runtime/monitor"
-	"github.com/onggi/onggi/undo"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -40,41 +37,3 @@ type Options struct {
 	// Warn is told what had to be clamped or left out; may be nil.
 	Warn func(string)
 }
-
-// Container is a created container.
-type Container struct{ container }
-
-// Create makes the container up to the point where its command would be executed. On failure nothing is left. Errors
-// name the operation and the path or value; a command that does not exist is reported by Start.
-func Create(ctx context.Context, o Options) (*Container, error) { panic("contract") }
-
-// Load finds a container that this or another process has created. NotFound when there is none.
-func Load(root, id string) (*Container, error) { panic("contract") }
-
-// Pid is the first process, in the caller's pid namespace.
-func (c *Container) Pid() int { panic("contract") }
-
-// Console is the terminal's master side when Create received it; nil otherwise. The caller closes it.
-func (c *Container) Console() *os.File { panic("contract") }
-
-// Start lets the first process execute the command and returns when it does. Errors: CommandNotFound, NotExecutable.
-func (c *Container) Start() error { panic("contract") }
-
-// Wait returns how the first process ended. Only for the process that created it.
-func (c *Container) Wait() (monitor.Exit, error) { panic("contract") }
-
-// Signal sends a signal to the first process.
-func (c *Container) Signal(sig int) error { panic("contract") }
-
-// Delete removes control group and state of a stopped container. Conflict when it runs.
-func (c *Container) Delete() error { panic("contract") }
-
-// OOMKilled reports whether the kernel has killed something in the container's control group for memory.
-func (c *Container) OOMKilled() bool { panic("contract") }
-
-// Spans are the phases so far.
-func (c *Container) Spans() []undo.Span { panic("contract") }
-
-type container struct{}
-
-var _ monitor.Process = (*Container)(nil)

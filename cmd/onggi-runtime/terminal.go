@@ -1,0 +1,94 @@
+package main
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// relay copies between the caller's streams and a container's terminal, with the caller's terminal in raw mode.
+type relay struct {
+	master *os.File
+	saved  *unix.Termios
+	done   chan struct{}
+	once   sync.Once
+}
+
+func startRelay(master *os.File) (*relay, error) {
+	r := &relay{master: master, done: make(chan struct{})}
+	if t, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
+		r.saved = t
+		raw := *t
+		raw.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+		raw.Oflag &^= unix.OPOST
+		raw.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+		raw.Cflag = raw.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
+		raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
+		if err := unix.IoctlSetTermios(0, unix.TCSETS, &raw); err != nil {
+			return nil, err
+		}
+		r.resize()
+	}
+	go r.copy(os.Stdin, master, nil)
+	go r.copy(master, os.Stdout, r.done)
+	return r, nil
+}
+
+func (r *relay) copy(from, to *os.File, done chan struct{}) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, werr := to.Write(buf[:n]); werr != nil {
+				break
+			}
+		}
+		if err != nil { // EIO: the last replica is closed
+			break
+		}
+	}
+	if done != nil {
+		close(done)
+	}
+}
+
+func (r *relay) resize() {
+	if ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ); err == nil {
+		_ = unix.IoctlSetWinsize(int(r.master.Fd()), unix.TIOCSWINSZ, ws)
+	}
+}
+
+// stop waits for the last output and gives the caller's terminal back. It may be called on nil, and again.
+func (r *relay) stop() {
+	if r == nil {
+		return
+	}
+	r.once.Do(func() {
+		<-r.done
+		if r.saved != nil {
+			_ = unix.IoctlSetTermios(0, unix.TCSETS, r.saved)
+		}
+	})
+}
+
+// forwardSignals passes on what users and service managers send to the runtime.
+func forwardSignals(send func(int) error, r *relay) (stop func()) {
+	c := make(chan os.Signal, 16)
+	signal.Notify(c, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT,
+		unix.SIGALRM, unix.SIGWINCH)
+	go func() {
+		for s := range c {
+			if s == unix.SIGWINCH && r != nil {
+				r.resize()
+				continue
+			}
+			if n, ok := s.(syscall.Signal); ok {
+				_ = send(int(n))
+			}
+		}
+	}()
+	return func() { signal.Stop(c) }
+}

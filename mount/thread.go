@@ -1,0 +1,34 @@
+package mount
+
+import (
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// inDirectory runs f in the calling thread's mount namespace with dir as working directory. The working directory
+// belongs to the whole process, so f runs on a thread of its own, which is thrown away afterwards.
+func inDirectory(dir string, f func() error) error {
+	ns, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ns) //nolint:errcheck // a handle
+	res := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		res <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Chdir(dir); err != nil {
+				return err
+			}
+			return f()
+		}()
+	}()
+	return <-res
+}

@@ -1,0 +1,657 @@
+package launch
+
+import (
+	"context"
+	"encoding/binary"
+	"os"
+	"path"
+	"strconv"
+	"time"
+
+	"github.com/onggi/onggi/cgroup"
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/runtime/plan"
+	"github.com/onggi/onggi/undo"
+	runspec "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// creation is one Create in progress.
+type creation struct {
+	Options
+	c    *Container
+	spec *runspec.Spec
+	in   *plan.Input
+	plan *plan.Plan
+	dir  string
+
+	closers   []int // the child's ends and what else only the child needs
+	lock      int
+	reportW   int
+	controlR  int
+	gate      int // detached: the FIFO
+	console   int // what the image sends the terminal to
+	consoleR  int
+	joined    []plan.Join // open namespaces of the spec
+	newUser   bool
+	group     *cgroup.Group
+	grouped   chan error
+	groupErr  error
+	groupOnce bool
+	groupPath string
+	dry       bool        // only the plan is wanted
+	treeFDs   map[int]int // index in spec.Mounts -> prepared tree
+}
+
+// Create makes the container up to the point where its command would be executed. On failure nothing is left. Errors
+// name the operation and the path or value; a command that does not exist is reported by Start.
+func Create(ctx context.Context, o Options) (_ *Container, err error) {
+	steps := undo.New("create")
+	defer steps.Undo(&err)
+	k := &creation{Options: o, spec: o.Spec, lock: -1, reportW: -1, controlR: -1, gate: -1, console: -1, consoleR: -1,
+		dir: path.Join(o.Root, o.ID)}
+	k.c = &Container{root: o.Root, control: -1, report: -1, steps: steps, born: monotonic()}
+	defer k.close()
+
+	if err := steps.Do("spec", k.load, nil); err != nil {
+		return nil, err
+	}
+	if err := steps.Do("record", k.record, func() error { return removeState(o.Root, o.ID) }); err != nil {
+		return nil, err
+	}
+	k.startGroup(steps)
+	if err := steps.Do("descriptors", k.open, nil); err != nil {
+		return nil, err
+	}
+	if err := steps.Do("plan", k.compile, nil); err != nil {
+		return nil, err
+	}
+	if err := steps.Do("cgroup", k.waitGroup, nil); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := steps.Do("process", k.spawn, k.c.kill); err != nil {
+		return nil, err
+	}
+	if err := steps.Do("identity", k.identity, nil); err != nil {
+		return nil, err
+	}
+	if err := steps.Do("release", k.release, nil); err != nil {
+		return nil, err
+	}
+	if err := steps.Do("ready", func() error { return k.ready(ctx) }, nil); err != nil {
+		return nil, err
+	}
+	steps.Done()
+	return k.c, nil
+}
+
+func (k *creation) warn(s string) {
+	if k.Warn != nil {
+		k.Warn(s)
+	}
+}
+
+func (k *creation) keep(fd int) int {
+	k.closers = append(k.closers, fd)
+	return fd
+}
+
+func (k *creation) close() {
+	k.closeChildEnds()
+	for _, fd := range [...]int{k.consoleR, k.lock} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// load reads and checks the spec before anything is made.
+func (k *creation) load() (err error) {
+	if err := checkID(k.ID); err != nil {
+		return err
+	}
+	if k.spec == nil {
+		if k.spec, err = LoadSpec(k.Bundle); err != nil {
+			return err
+		}
+	}
+	if err := plan.Supported(k.spec); err != nil {
+		return err
+	}
+	for _, n := range k.spec.Linux.Namespaces {
+		if n.Type == runspec.UserNamespace && n.Path == "" {
+			k.newUser = true
+		}
+	}
+	k.groupPath = k.spec.Linux.CgroupsPath
+	if k.groupPath == "" {
+		k.groupPath = "/" + k.ID
+	}
+	return nil
+}
+
+// rootfs is the absolute path of root.path.
+func (k *creation) rootfs() string {
+	if len(k.Rootfs) > 0 {
+		return ""
+	}
+	p := k.spec.Root.Path
+	if !path.IsAbs(p) {
+		p = path.Join(k.Bundle, p)
+	}
+	return p
+}
+
+// record writes what Delete must know before there is anything to delete.
+func (k *creation) record() error {
+	fd, err := lock(k.Root, k.ID, true)
+	if err != nil {
+		return err
+	}
+	k.lock = fd
+	r := &record{
+		Version: k.spec.Version, ID: k.ID, Status: runspec.StateCreating, Bundle: k.Bundle, Rootfs: k.rootfs(),
+		Created: time.Now().UTC(), Owner: os.Getuid(), Cgroup: k.groupPath, Terminal: k.spec.Process.Terminal,
+		Namespaces: k.spec.Linux.Namespaces, Annotations: k.spec.Annotations, Process: k.spec.Process,
+	}
+	if h := k.spec.Hooks; h != nil && len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
+		r.Hooks = &runspec.Hooks{StartContainer: h.StartContainer, Poststart: h.Poststart, Poststop: h.Poststop}
+	}
+	k.c.record = r
+	if err := r.write(k.Root); err != nil {
+		_ = removeState(k.Root, k.ID)
+		return err
+	}
+	return nil
+}
+
+// startGroup makes the control group while the plan is compiled.
+func (k *creation) startGroup(steps *undo.Stack) {
+	k.grouped = make(chan error, 1)
+	done := make(chan struct{})
+	steps.Push("create.cgroup", func() error {
+		<-done
+		if k.group == nil {
+			return nil
+		}
+		defer k.group.Close() //nolint:errcheck // handles
+		return k.group.Remove()
+	})
+	go func() {
+		k.grouped <- k.makeGroup()
+		close(done)
+	}()
+}
+
+func (k *creation) makeGroup() error {
+	l, err := layout()
+	if err != nil {
+		return err
+	}
+	g, err := cgroup.Create(l, k.groupPath)
+	if err != nil {
+		return err
+	}
+	k.group = g
+	if r := k.spec.Linux.Resources; r != nil {
+		return g.Apply(r)
+	}
+	return nil
+}
+
+func (k *creation) waitGroup() error {
+	if !k.groupOnce {
+		k.groupOnce, k.groupErr = true, <-k.grouped
+	}
+	if k.groupErr == nil {
+		k.c.group = k.group
+	}
+	return k.groupErr
+}
+
+// open opens what the image is started with.
+func (k *creation) open() error {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	k.controlR, k.c.control = k.keep(p[0]), p[1]
+	if k.Detached {
+		if err := k.openFifos(); err != nil {
+			return err
+		}
+	} else {
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return err
+		}
+		k.c.report, k.reportW = p[0], k.keep(p[1])
+	}
+	if k.spec.Process.Terminal && !k.Replica {
+		if k.ConsoleSocket != nil {
+			k.console = int(k.ConsoleSocket.Fd())
+		} else {
+			sp, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			k.consoleR, k.console = sp[0], k.keep(sp[1])
+		}
+	}
+	for _, n := range k.spec.Linux.Namespaces {
+		if n.Path == "" {
+			continue
+		}
+		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &errdefs.Error{Op: "open", What: string(n.Type) + " namespace " + n.Path, Err: err}
+		}
+		k.keep(fd)
+		if t, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || uint64(t) != plan.NamespaceFlag(string(n.Type)) {
+			return &errdefs.Error{Op: "join", What: string(n.Type) + " namespace " + n.Path, Kind: errdefs.InvalidArgument,
+				Why: "this file is not a namespace of that type"}
+		}
+		k.joined = append(k.joined, plan.Join{Type: string(n.Type), FD: fd})
+	}
+	return nil
+}
+
+// openFifos makes the two ways by which another process starts the container: the child holds the gate open for
+// reading and writing, so that it waits however long and sees no end of file.
+func (k *creation) openFifos() error {
+	for _, f := range [...]string{gateFile, reportFile} {
+		if err := unix.Mkfifo(path.Join(k.dir, f), 0o600); err != nil {
+			return &os.PathError{Op: "mkfifo", Path: path.Join(k.dir, f), Err: err}
+		}
+	}
+	var err error
+	if k.gate, err = unix.Open(path.Join(k.dir, gateFile), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0); err != nil {
+		return err
+	}
+	k.keep(k.gate)
+	if k.c.report, err = unix.Open(path.Join(k.dir, reportFile), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0); err != nil {
+		return err
+	}
+	if k.reportW, err = unix.Open(path.Join(k.dir, reportFile), unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0); err != nil {
+		return err
+	}
+	k.keep(k.reportW)
+	return unix.SetNonblock(k.c.report, false)
+}
+
+// compile makes the plan. The numbers of the image's descriptors follow the user's: 3+Preserve is Report, and so on.
+func (k *creation) compile() error {
+	l, err := layout()
+	if err != nil {
+		return err
+	}
+	dirs, err := k.groupDirs(l)
+	if err != nil {
+		return err
+	}
+	k.in = &plan.Input{
+		Spec: k.spec, ID: k.ID, Root: k.rootfs(), Bundle: k.Bundle, Rootfs: k.Options.Rootfs, Facts: facts(k.spec, k.Bundle, l, dirs),
+		Init: k.Init, Replica: k.Replica, NoPivot: k.NoPivot, NoNewKeyring: k.NoNewKeyring, Timing: k.Timing,
+	}
+	if !hasHome(k.spec.Process.Env) && len(k.Options.Rootfs) == 0 {
+		if root, err := unix.Open(k.in.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
+			k.in.Home = home(root, k.spec.Process.User.UID)
+			_ = unix.Close(root)
+		}
+	}
+	first := 3 + len(k.Preserve)
+	f := &k.in.Fds
+	*f = plan.Fds{Preserve: len(k.Preserve), Report: first, Control: first + 1, Gate: -1, Console: first + 2}
+	next := first + 3
+	switch {
+	case k.Detached:
+		f.Gate = next
+		next++
+	case !k.Ungated || k.hooksAtStart():
+		f.Gate = f.Control
+	}
+	for _, j := range k.joined {
+		if j.Type == "pid" || k.newUser {
+			continue // joined by the thread that clones
+		}
+		f.Join = append(f.Join, plan.Join{Type: j.Type, FD: next})
+		next++
+	}
+	if !l.V2 { // their number is known before they are: one for each hierarchy
+		for range distinct(l.Controllers) {
+			f.Tasks = append(f.Tasks, next)
+			next++
+		}
+	}
+	if f.Trees, err = k.copies(next); err != nil {
+		return err
+	}
+	if k.plan, err = plan.Build(k.in); err != nil {
+		return err
+	}
+	for _, w := range k.plan.Warnings {
+		k.warn(w)
+	}
+	return nil
+}
+
+// groupDirs says where the group is in each v1 hierarchy. For an absolute path that needs no waiting.
+func (k *creation) groupDirs(l *cgroup.Layout) (map[string]string, error) {
+	if l.V2 {
+		return nil, nil
+	}
+	dirs := map[string]string{}
+	if path.IsAbs(k.groupPath) {
+		for _, point := range l.Controllers {
+			dirs[point] = path.Join(point, k.groupPath)
+		}
+		return dirs, nil
+	}
+	if k.dry {
+		for _, point := range l.Controllers {
+			dirs[point] = path.Join(point, "(own group)", k.groupPath)
+		}
+		return dirs, nil
+	}
+	if err := k.waitGroup(); err != nil {
+		return nil, err
+	}
+	for name, dir := range k.group.Paths() {
+		if point := l.Controllers[name]; point != "" {
+			dirs[point] = dir
+		}
+	}
+	return dirs, nil
+}
+
+func (k *creation) hooksAtStart() bool {
+	h := k.spec.Hooks
+	return h != nil && len(h.StartContainer) > 0
+}
+
+func distinct(m map[string]string) map[string]bool {
+	d := map[string]bool{}
+	for _, v := range m {
+		d[v] = true
+	}
+	return d
+}
+
+// spawn starts the image.
+func (k *creation) spawn() error {
+	fds := make([]int, 0, 32)
+	var null = -1
+	for _, f := range k.Stdio {
+		if f != nil {
+			fds = append(fds, int(f.Fd()))
+			continue
+		}
+		if null < 0 {
+			var err error
+			if null, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+				return err
+			}
+			k.keep(null)
+		}
+		fds = append(fds, null)
+	}
+	k.ownStdio()
+	for _, f := range k.Preserve {
+		fds = append(fds, int(f.Fd()))
+	}
+	fds = append(fds, k.reportW, k.controlR, k.console)
+	if k.Detached {
+		fds = append(fds, k.gate)
+	}
+	a := &spawnArgs{plan: k.plan, dir: k.dir, cgroup: -1, newUser: k.newUser}
+	for _, j := range k.joined {
+		if j.Type == "pid" || k.newUser {
+			a.joins = append(a.joins, j)
+		} else {
+			fds = append(fds, j.FD)
+		}
+	}
+	tasks := k.group.Tasks()
+	if len(tasks) != len(k.in.Fds.Tasks) {
+		return &errdefs.Error{Op: "join", What: "control group " + k.groupPath, Kind: errdefs.Internal, Why: "an unexpected number of hierarchies"}
+	}
+	for _, t := range tasks {
+		fds = append(fds, int(t.Fd()))
+	}
+	for i := range k.spec.Mounts {
+		if fd, ok := k.treeFDs[i]; ok {
+			fds = append(fds, fd)
+		}
+	}
+	if d := k.group.Dir(); d != nil {
+		a.cgroup = int(d.Fd())
+	}
+	a.fds = fds
+	var err error
+	k.c.pid, err = spawn(a)
+	return err
+}
+
+// ownStdio gives pipes to the container's user, so that it can open /dev/stdout again.
+func (k *creation) ownStdio() {
+	uid := hostID(k.spec.Process.User.UID, k.spec.Linux.UIDMappings)
+	for _, f := range k.Stdio {
+		var st unix.Stat_t
+		if f != nil && unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO && st.Uid != uid {
+			_ = unix.Fchown(int(f.Fd()), int(uid), -1) // a read-only or foreign file system may refuse; then it stays as it is
+		}
+	}
+}
+
+func hostID(id uint32, maps []runspec.LinuxIDMapping) uint32 {
+	for _, m := range maps {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return m.HostID + id - m.ContainerID
+		}
+	}
+	return id
+}
+
+// identity gives a process in a new user namespace what only its parent may give: id maps, limits, OOM score.
+func (k *creation) identity() error {
+	if !k.newUser {
+		return nil
+	}
+	proc := "/proc/" + strconv.Itoa(k.c.pid)
+	for _, m := range [...]struct {
+		file string
+		maps []runspec.LinuxIDMapping
+	}{{"uid_map", k.spec.Linux.UIDMappings}, {"gid_map", k.spec.Linux.GIDMappings}} {
+		var b []byte
+		for _, e := range m.maps {
+			b = strconv.AppendUint(b, uint64(e.ContainerID), 10)
+			b = strconv.AppendUint(append(b, ' '), uint64(e.HostID), 10)
+			b = strconv.AppendUint(append(b, ' '), uint64(e.Size), 10)
+			b = append(b, '\n')
+		}
+		if err := writeFile(proc+"/"+m.file, b); err != nil {
+			return &errdefs.Error{Op: "write", What: m.file + " of the container's user namespace", Err: err}
+		}
+	}
+	for _, r := range k.spec.Process.Rlimits {
+		n := plan.RlimitNumber(r.Type)
+		l := unix.Rlimit{Cur: r.Soft, Max: r.Hard}
+		if have, ok := k.in.Facts.Limits[n]; ok && l.Max > have[1] && k.in.Facts.Held&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+			l.Max = have[1]
+			l.Cur = min(l.Cur, l.Max)
+		}
+		if err := unix.Prlimit(k.c.pid, n, &l, nil); err != nil {
+			return &errdefs.Error{Op: "set limit", What: r.Type, Err: err}
+		}
+	}
+	if p := k.spec.Process.OOMScoreAdj; p != nil && (*p >= k.in.Facts.OOMScoreAdj || k.in.Facts.Held&(1<<unix.CAP_SYS_RESOURCE) != 0) {
+		if err := writeFile(proc+"/oom_score_adj", strconv.AppendInt(nil, int64(*p), 10)); err != nil {
+			return &errdefs.Error{Op: "set", What: "oom_score_adj", Err: err}
+		}
+	}
+	return k.allow(plan.AllowMapped)
+}
+
+func writeFile(name string, b []byte) error {
+	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = unix.Write(fd, b) // one write: these files take no other
+	_ = unix.Close(fd)
+	return err
+}
+
+func (k *creation) allow(b byte) error { return k.c.allow(b) }
+
+// release records the process and lets it go on. From here on it would outlive this process (Detached): it is on
+// record, so Delete finds it.
+func (k *creation) release() error {
+	k.closeChildEnds()
+	if k.joinsUser() && k.plan.Flags == 0 {
+		if err := k.adopt(); err != nil {
+			return err
+		}
+	}
+	r := k.c.record
+	r.Pid = k.c.pid
+	r.Started, _ = startTime(r.Pid)
+	if r.Status = runspec.StateCreated; k.Ungated {
+		r.Status = runspec.StateRunning
+	}
+	if k.Detached {
+		r.FirstStep = k.plan.PostGate
+		for _, n := range k.plan.Names[k.plan.PostGate:] {
+			r.Steps = append(r.Steps, n.String())
+		}
+	}
+	if f := k.plan.Filter; f != nil {
+		r.Flags = f.Flags
+		b := make([]byte, 0, 8*len(f.Filter))
+		for _, i := range f.Filter {
+			b = binary.LittleEndian.AppendUint16(b, i.Code)
+			b = append(b, i.Jt, i.Jf)
+			b = binary.LittleEndian.AppendUint32(b, i.K)
+		}
+		if err := replace(path.Join(k.dir, filterFile), b); err != nil {
+			return err
+		}
+	}
+	if err := r.write(k.Root); err != nil {
+		return err
+	}
+	return k.allow(plan.AllowGo)
+}
+
+// closeChildEnds makes an end of file on Report mean that the child has executed its command or is gone.
+func (k *creation) closeChildEnds() {
+	for _, fd := range k.closers {
+		_ = unix.Close(fd)
+	}
+	k.closers = nil
+}
+
+func (k *creation) joinsUser() bool {
+	for _, j := range k.joined {
+		if j.Type == "user" {
+			return true
+		}
+	}
+	return false
+}
+
+// adopt takes the process that the image cloned inside a joined user namespace as the container's: it is our child too.
+func (k *creation) adopt() error {
+	m, err := k.c.read(k.plan)
+	if err != nil {
+		return err
+	}
+	if m[0] != plan.MessagePid {
+		return &errdefs.Error{Op: "start", What: "the container's process", Kind: errdefs.Internal, Why: "an unexpected message"}
+	}
+	reap(k.c.pid)
+	k.c.pid = int(m[1])
+	return nil
+}
+
+// ready waits until the container is as far as Create promises.
+func (k *creation) ready(ctx context.Context) error {
+	h := k.spec.Hooks
+	if h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0 { //nolint:staticcheck // deprecated and in use
+		m, err := k.c.read(k.plan)
+		if err != nil {
+			return err
+		}
+		if m[0] != plan.MessageReady {
+			return &errdefs.Error{Op: "create container", What: k.ID, Kind: errdefs.Internal, Why: "an unexpected message"}
+		}
+		if err := k.c.createHooks(ctx, h); err != nil {
+			return err
+		}
+		if err := k.allow(plan.AllowHooked); err != nil {
+			return err
+		}
+	}
+	if k.consoleR >= 0 {
+		f, err := receive(k.consoleR)
+		if err != nil {
+			// the image has said why, if it could
+			if _, e := k.c.read(k.plan); e != nil {
+				return e
+			}
+			return &errdefs.Error{Op: "receive", What: "the terminal", Err: err}
+		}
+		k.c.console = f
+	}
+	k.c.plan = k.plan
+	if k.in.Fds.Gate < 0 {
+		return nil // Start reads the rest
+	}
+	m, err := k.c.read(k.plan)
+	if err != nil {
+		return err
+	}
+	if m[0] != plan.MessageCreated {
+		return &errdefs.Error{Op: "create container", What: k.ID, Kind: errdefs.Internal, Why: "its process ended while it was set up"}
+	}
+	if k.Detached {
+		_ = unix.Close(k.c.control)
+		_ = unix.Close(k.c.report)
+		k.c.control, k.c.report = -1, -1
+	} else if k.Ungated {
+		if err := k.c.startHooks(ctx); err != nil {
+			return err
+		}
+		return k.allow(plan.AllowStart)
+	}
+	return nil
+}
+
+// Plan compiles what Create would do for o, and makes nothing. Copies (tmpcopyup) and joined namespaces appear with the
+// descriptor numbers that they would have.
+func Plan(o Options) (*plan.Plan, error) {
+	k := &creation{Options: o, spec: o.Spec, lock: -1, consoleR: -1, dir: path.Join(o.Root, o.ID), c: &Container{}, dry: true}
+	defer k.close()
+	if err := k.load(); err != nil {
+		return nil, err
+	}
+	for _, n := range k.spec.Linux.Namespaces {
+		if n.Path != "" {
+			k.joined = append(k.joined, plan.Join{Type: string(n.Type), FD: -1})
+		}
+	}
+	if err := k.compile(); err != nil {
+		return nil, err
+	}
+	return k.plan, nil
+}
+
+// LoadBroken is Load for a container whose record cannot be read (cause), so that it can be deleted by force.
+func LoadBroken(root, id string, cause error) (*Container, error) {
+	if !errdefs.Is(cause, errdefs.Corrupt) {
+		return nil, cause
+	}
+	return &Container{root: root, record: &record{ID: id, Cgroup: "/" + id}, control: -1, report: -1, steps: undo.New("")}, nil
+}

@@ -1,0 +1,77 @@
+package launch
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+	"path"
+
+	"github.com/onggi/onggi/errdefs"
+	runspec "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// maxSpec bounds config.json: the largest that engines write are some hundred kilobytes.
+const maxSpec = 16 << 20
+
+// LoadSpec reads config.json of a bundle.
+func LoadSpec(bundle string) (*runspec.Spec, error) {
+	name := path.Join(bundle, "config.json")
+	b, err := readBounded(name, maxSpec)
+	if os.IsNotExist(err) {
+		return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.NotFound, Why: "the bundle has no config.json",
+			Fix: "make one with: onggi-runtime spec --bundle " + bundle}
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &runspec.Spec{}
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.InvalidArgument, Err: err}
+	}
+	return s, nil
+}
+
+// LoadProcess reads a process section from a file (exec --process).
+func LoadProcess(name string) (*runspec.Process, error) {
+	b, err := readBounded(name, maxSpec)
+	if err != nil {
+		return nil, err
+	}
+	p := &runspec.Process{}
+	if err := json.Unmarshal(b, p); err != nil {
+		return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.InvalidArgument, Err: err}
+	}
+	return p, nil
+}
+
+func readBounded(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	size := int64(32 << 10)
+	if st, err := f.Stat(); err == nil && st.Size() > 0 {
+		size = st.Size() + 512
+	}
+	if size > limit {
+		size = limit
+	}
+	b := make([]byte, 0, size)
+	for {
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+		n, err := f.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if err == io.EOF {
+			return b, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if int64(len(b)) > limit {
+			return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.Exhausted, Why: "it is too large"}
+		}
+	}
+}

@@ -1,0 +1,551 @@
+package plan
+
+import (
+	"encoding/binary"
+	"path"
+	"strings"
+
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/mount"
+	"github.com/onggi/onggi/runtime/seccomp"
+	"github.com/onggi/onggi/sys"
+	runspec "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Facts are what a plan must know of the host. Build looks at nothing else.
+type Facts struct {
+	Kernel       [2]int            // release of the kernel
+	Held         uint64            // capabilities that this process may give away: permitted and bounding
+	LastCap      int               // highest capability the kernel knows
+	Limits       map[int][2]uint64 // soft and hard limits of this process, for the resources that the spec names
+	OOMScoreAdj  int               // of this process
+	Nested       bool              // this process is in a user namespace: no device nodes can be made
+	CgroupV2     bool
+	CgroupDirs   map[string]string // v1: mount point of a hierarchy -> directory of the container's group in it
+	CgroupNames  map[string]string // v1: controller -> mount point of its hierarchy
+	NotDirectory map[string]bool   // bind sources that are not directories
+}
+
+// Fds are the descriptors that the image is started with; -1 is absent.
+type Fds struct {
+	Preserve int         // number of descriptors from 3 up that belong to the user
+	Report   int         // where messages go
+	Control  int         // where permissions come from
+	Gate     int         // where the start byte comes from
+	Console  int         // socket that gets the terminal's master side
+	Tasks    []int       // v1 tasks files to join
+	Join     []Join      // namespaces to join
+	Trees    map[int]int // index in spec.Mounts -> a prepared, unattached mount (tmpcopyup)
+}
+
+// Join is a namespace to be joined by the image.
+type Join struct {
+	Type string // as in the spec
+	FD   int
+}
+
+// Input is everything that Build looks at.
+type Input struct {
+	Spec   *runspec.Spec
+	ID     string
+	Root   string        // absolute path of root.path; unused with Rootfs
+	Bundle string        // absolute; relative bind sources begin there
+	Rootfs []mount.Mount // made inside the container's mount namespace
+	Facts  Facts
+	Fds    Fds
+	Home   string           // value of HOME when the environment has none
+	Filter *seccomp.Program // compiled already; nil: compiled here
+
+	Init         bool
+	Replica      bool // descriptor 0 is a terminal made by the caller
+	NoPivot      bool
+	NoNewKeyring bool
+	Timing       bool
+}
+
+// Messages on the report descriptor are two words: one of these and a value, or the address of a failed operation and
+// its errno.
+const (
+	MessageReady   = 1 // the container's namespaces and mounts are there; hooks may run; Control continues
+	MessageCreated = 2 // waiting at the gate
+	MessagePid     = 4 // the value is the first process's pid: it was cloned inside a joined user namespace
+	MessageTimes   = 3 // followed by Plan.Times words: nanoseconds of the monotonic clock
+)
+
+// Bytes on the control and gate descriptors: a permission each.
+const (
+	AllowMapped = 'm' // the user namespace's id maps are written
+	AllowGo     = 'g' // the container is recorded and its control group is made
+	AllowHooked = 'h' // the hooks of MessageReady have run
+	AllowStart  = 's' // execute the command
+)
+
+// Plan is a compiled program. Its parts are at the addresses of package sys.
+type Plan struct {
+	Ops      []sys.Op
+	Names    []Name
+	Data     []byte
+	Cells    int      // bytes of zeroed memory
+	Flags    uint64   // CLONE_NEW flags for the first process
+	PostGate int      // index of the first operation after the gate; len(Ops) without one
+	Phases   []string // names of MessageTimes' words
+	Warnings []string
+	Filter   *seccomp.Program // the filter in it; nil for none
+
+	kinds []uint32
+}
+
+// Build compiles a spec for a container's first process. Errors are of kind InvalidArgument or Unsupported and name
+// the field.
+func Build(in *Input) (*Plan, error) {
+	if err := Supported(in.Spec); err != nil {
+		return nil, err
+	}
+	c := &compiler{builder: newBuilder(512), in: in, spec: in.Spec, linux: in.Spec.Linux}
+	if c.linux == nil {
+		c.linux = &runspec.Linux{}
+	}
+	if err := c.container(); err != nil {
+		return nil, err
+	}
+	return c.plan(), nil
+}
+
+// BuildExec compiles another process of a running container: in.Spec.Process is the process, in.Fds.Join its
+// namespaces; the rest of the spec is not looked at but for linux.seccomp.
+func BuildExec(in *Input) (*Plan, error) {
+	c := &compiler{builder: newBuilder(128), in: in, spec: in.Spec, linux: in.Spec.Linux, joined: true}
+	if c.linux == nil {
+		c.linux = &runspec.Linux{}
+	}
+	if err := c.exec(); err != nil {
+		return nil, err
+	}
+	return c.plan(), nil
+}
+
+// BuildHook compiles the execution of a hook inside the namespaces of in.Fds.Join.
+func BuildHook(in *Input, h *runspec.Hook) *Plan {
+	c := &compiler{builder: newBuilder(32), in: in, spec: in.Spec, linux: in.Spec.Linux, joined: true}
+	c.begin()
+	c.join()
+	args := h.Args
+	if len(args) == 0 {
+		args = []string{h.Path}
+	}
+	c.op(unix.SYS_RT_SIGPROCMASK, "unblock signals", "", num(2), buf(c.words(0)), num(0), num(8))
+	c.op(unix.SYS_EXECVE, "execute", h.Path, c.s(h.Path), buf(c.vector(args)), buf(c.vector(h.Env)))
+	return c.plan()
+}
+
+func (c *compiler) plan() *Plan {
+	if c.postGate == 0 {
+		c.postGate = len(c.ops)
+	}
+	binary.LittleEndian.PutUint64(c.data[0:], sys.OpsBase)
+	binary.LittleEndian.PutUint64(c.data[24:], uint64(c.in.Fds.Report))
+	return &Plan{
+		Ops: c.ops, Names: c.names, kinds: c.kinds, Data: c.data, Cells: int(c.cells - sys.CellBase), Flags: c.flags,
+		PostGate: c.postGate, Phases: c.phases, Warnings: c.warnings, Filter: c.filter,
+	}
+}
+
+type compiler struct {
+	*builder
+	in    *Input
+	spec  *runspec.Spec
+	linux *runspec.Linux
+
+	flags        uint64
+	newUser      bool // the container has a user namespace of its own
+	joined       bool // joins an existing container
+	grouped      bool // has joined its control group
+	newCgns      bool
+	root         cell
+	how          uint64 // struct open_how for targets: O_PATH inside the root
+	howDir       uint64
+	howNoLinks   uint64
+	lateReadonly []string // mounts to be made read-only when all is in them
+	mask         cell     // an attached empty read-only tmpfs, 0 until there is one
+	postGate     int
+	phases       []string
+	times        cell
+	filter       *seccomp.Program
+}
+
+// Supported returns an error for the first value that this runtime does not honour.
+func Supported(s *runspec.Spec) error {
+	if s == nil {
+		return invalid("", "the spec is empty")
+	}
+	if v := s.Version; v != "" && !strings.HasPrefix(v, "1.") {
+		return unsupported("ociVersion", "this runtime knows version 1 of the specification, not "+v)
+	}
+	if s.Root == nil {
+		return invalid("root", "a container needs a root file system")
+	}
+	switch {
+	case s.VM != nil:
+		return unsupported("vm", "containers only")
+	case s.Windows != nil:
+		return unsupported("windows", "Linux only")
+	case s.Solaris != nil:
+		return unsupported("solaris", "Linux only")
+	}
+	if s.Process == nil {
+		return invalid("process", "there is nothing to run")
+	}
+	if err := SupportedProcess(s.Process); err != nil {
+		return err
+	}
+	l := s.Linux
+	if l == nil {
+		return invalid("linux", "a container needs at least a mount namespace")
+	}
+	switch {
+	case l.MountLabel != "":
+		return unsupported("linux.mountLabel", "SELinux is not supported yet")
+	case l.IntelRdt != nil:
+		return unsupported("linux.intelRdt", "not supported yet")
+	case len(l.NetDevices) > 0:
+		return unsupported("linux.netDevices", "not supported yet")
+	case l.MemoryPolicy != nil:
+		return unsupported("linux.memoryPolicy", "not supported yet")
+	case len(l.TimeOffsets) > 0:
+		return unsupported("linux.timeOffsets", "time namespaces are not supported yet")
+	}
+	if l.Seccomp != nil && (l.Seccomp.ListenerPath != "" || l.Seccomp.ListenerMetadata != "") {
+		return unsupported("linux.seccomp.listenerPath", "seccomp notification is not supported yet")
+	}
+	seen := uint64(0)
+	for _, n := range l.Namespaces {
+		f := namespaceFlag(string(n.Type))
+		if f == 0 {
+			return unsupported("linux.namespaces", "namespace type "+string(n.Type))
+		}
+		if seen&f != 0 {
+			return invalid("linux.namespaces", "namespace "+string(n.Type)+" is listed twice")
+		}
+		seen |= f
+		if n.Path != "" && n.Type == runspec.MountNamespace {
+			return unsupported("linux.namespaces", "joining a mount namespace by path")
+		}
+		if n.Path != "" && !path.IsAbs(n.Path) {
+			return invalid("linux.namespaces", "path "+n.Path+" is not absolute")
+		}
+		if n.Type == runspec.UserNamespace && n.Path != "" && (len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0) {
+			return invalid("linux.uidMappings", "a joined user namespace has its id maps already")
+		}
+		if n.Type == runspec.UserNamespace && n.Path == "" && (len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0) {
+			return invalid("linux.uidMappings", "a new user namespace needs uidMappings and gidMappings")
+		}
+	}
+	if seen&unix.CLONE_NEWNS == 0 {
+		return unsupported("linux.namespaces", "a container without a mount namespace of its own")
+	}
+	if seen&unix.CLONE_NEWUSER == 0 && (len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0) {
+		return invalid("linux.uidMappings", "id maps need a user namespace")
+	}
+	for i := range s.Mounts {
+		m := &s.Mounts[i]
+		if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 {
+			return unsupported("mounts["+m.Destination+"].uidMappings", "id-mapped mounts are not supported yet")
+		}
+	}
+	return nil
+}
+
+// SupportedProcess is Supported for a process section.
+func SupportedProcess(p *runspec.Process) error {
+	switch {
+	case len(p.Args) == 0 || p.Args[0] == "":
+		return invalid("process.args", "there is no command")
+	case !path.IsAbs(p.Cwd):
+		return invalid("process.cwd", "the working directory must be an absolute path")
+	case p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined":
+		return unsupported("process.apparmorProfile", "AppArmor is not supported yet")
+	case p.SelinuxLabel != "":
+		return unsupported("process.selinuxLabel", "SELinux is not supported yet")
+	case p.Scheduler != nil:
+		return unsupported("process.scheduler", "not supported yet")
+	case p.ExecCPUAffinity != nil:
+		return unsupported("process.execCPUAffinity", "not supported yet")
+	}
+	for _, list := range [...][]string{p.Args, p.Env, {p.Cwd}} {
+		for _, s := range list {
+			if strings.IndexByte(s, 0) >= 0 {
+				return invalid("process", "a string holds a NUL byte")
+			}
+		}
+	}
+	return nil
+}
+
+func invalid(field, why string) error {
+	return &errdefs.Error{Op: "use the spec's", What: field, Kind: errdefs.InvalidArgument, Why: why}
+}
+
+func unsupported(field, why string) error {
+	return &errdefs.Error{Op: "use the spec's", What: field, Kind: errdefs.Unsupported, Why: why}
+}
+
+// begin is how every image starts: nothing in it can be looked at, and nothing leaks.
+func (c *compiler) begin() {
+	c.op(unix.SYS_PRCTL, "hide from ptrace and /proc", "", num(unix.PR_SET_DUMPABLE), num(0))
+	c.op(unix.SYS_CLOSE_RANGE, "close descriptors on exec", "", num(3+c.in.Fds.Preserve), word(0x7fffffff), num(unix.CLOSE_RANGE_CLOEXEC))
+}
+
+// await reads one permission byte.
+func (c *compiler) await(fd int, what string, want byte) {
+	got := c.cell()
+	c.op(unix.SYS_READ, "wait until", what, num(fd), got.addr(), num(1)).ErrMask = 0
+	c.check("the permission", got.get(), num(int(want)), 0xff, int(unix.ECANCELED))
+}
+
+func (c *compiler) tell(message uint64, what string) {
+	c.op(unix.SYS_WRITE, "report", what, num(c.in.Fds.Report), buf(c.words(message, 0)), num(16))
+}
+
+// phase notes the time.
+func (c *compiler) phase(name string) {
+	if !c.in.Timing {
+		return
+	}
+	if c.times == 0 {
+		c.times = c.room(16 * 24)
+	}
+	if len(c.phases) == 24 {
+		return
+	}
+	at := c.times + cell(16*len(c.phases))
+	c.op(unix.SYS_CLOCK_GETTIME, "note the time", name, num(unix.CLOCK_MONOTONIC), at.addr())
+	c.phases = append(c.phases, name)
+}
+
+func (c *compiler) sendTimes() {
+	if len(c.phases) == 0 {
+		return
+	}
+	c.op(unix.SYS_WRITE, "report", "times", num(c.in.Fds.Report), buf(c.words(MessageTimes, uint64(len(c.phases)))), num(16))
+	c.op(unix.SYS_WRITE, "report", "times", num(c.in.Fds.Report), arg{uint64(c.times), isBuffer}, num(16*len(c.phases)))
+}
+
+// join enters the namespaces by descriptor. The user namespace is first: it gives the right to enter the others.
+func (c *compiler) join() {
+	for _, user := range [...]bool{true, false} {
+		for _, j := range c.in.Fds.Join {
+			if (j.Type == "user") != user {
+				continue
+			}
+			if j.Type == "all" { // a pidfd: everything at once
+				c.op(unix.SYS_SETNS, "join", "the container's namespaces", num(j.FD), word(c.joinFlags()))
+				continue
+			}
+			c.op(unix.SYS_SETNS, "join", j.Type+" namespace", num(j.FD), word(namespaceFlag(j.Type)))
+		}
+	}
+}
+
+func (c *compiler) joinFlags() (f uint64) {
+	for _, n := range c.linux.Namespaces {
+		f |= namespaceFlag(string(n.Type))
+	}
+	return f
+}
+
+// beRoot takes the ids that own a user namespace.
+func (c *compiler) beRoot() {
+	c.op(unix.SYS_SETRESGID, "become root of the user namespace", "", num(0), num(0), num(0))
+	c.op(unix.SYS_SETRESUID, "become root of the user namespace", "", num(0), num(0), num(0))
+}
+
+// container is the whole life of a first process up to its command; it reads as a table of contents.
+func (c *compiler) container() error {
+	for _, n := range c.linux.Namespaces {
+		if n.Path != "" {
+			continue
+		}
+		switch n.Type {
+		case runspec.UserNamespace:
+			c.newUser = true
+		case runspec.CgroupNamespace:
+			c.newCgns = true // after joining the group, so that the namespace's root is the container's group
+			continue
+		}
+		c.flags |= namespaceFlag(string(n.Type))
+	}
+	c.begin()
+	c.phase("image")
+	if c.newUser {
+		c.await(c.in.Fds.Control, "the id maps are written", AllowMapped)
+		c.beRoot()
+	}
+	if err := c.oomScore(); err != nil {
+		return err
+	}
+	c.join()
+	if c.joinsUser() {
+		c.cloneInside()
+	}
+	c.session()
+	if err := c.rootfs(); err != nil {
+		return err
+	}
+	c.phase("root")
+	if err := c.mounts(); err != nil {
+		return err
+	}
+	c.phase("mounts")
+	c.joinGroup()
+	if err := c.devices(); err != nil {
+		return err
+	}
+	c.terminal()
+	c.phase("devices")
+	c.workdir()
+	if h := c.spec.Hooks; h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0 { //nolint:staticcheck // prestart is deprecated and in use
+		c.tell(MessageReady, "that hooks may run")
+		c.await(c.in.Fds.Control, "the hooks have run", AllowHooked)
+	}
+	if err := c.sysctls(); err != nil {
+		return err
+	}
+	c.hostnames()
+	c.maskedAndReadonly()
+	c.phase("masks")
+	if err := c.pivot(); err != nil {
+		return err
+	}
+	c.phase("pivot")
+	return c.process()
+}
+
+// joinsUser reports whether the spec names an existing user namespace. The new namespaces must belong to it, so the
+// image makes them after joining, and not the clone that made the image.
+func (c *compiler) joinsUser() bool {
+	for _, n := range c.linux.Namespaces {
+		if n.Type == runspec.UserNamespace && n.Path != "" {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *compiler) cloneInside() {
+	c.beRoot()
+	inside := c.flags
+	c.flags = 0
+	if f := inside &^ unix.CLONE_NEWPID; f != 0 {
+		c.op(unix.SYS_UNSHARE, "make", "namespaces in the joined user namespace", word(f))
+	}
+	if inside&unix.CLONE_NEWPID == 0 {
+		return
+	}
+	// CLONE_PARENT: the child is the runtime's, as if the runtime had cloned it.
+	message := c.room(16)
+	pid := message + 8
+	c.op(unix.SYS_CLONE, "clone", "the first process", word(unix.CLONE_NEWPID|unix.CLONE_PARENT|uint64(unix.SIGCHLD)), num(0), num(0), num(0), num(0)).Dst = uint64(pid)
+	parent := c.unless("which process this is", pid.get(), num(0), ^uint64(0))
+	child := c.jump("the parent's end")
+	c.land(parent)
+	c.op(sys.OpCompute, "prepare", "message", num(MessagePid), num(0), word(^uint64(0)), num(0)).Dst = uint64(message)
+	c.op(unix.SYS_WRITE, "report", "the first process's pid", num(c.in.Fds.Report), arg{uint64(message), isBuffer}, num(16))
+	c.op(unix.SYS_EXIT_GROUP, "exit", "", num(0))
+	c.land(child)
+	c.op(unix.SYS_PRCTL, "hide from ptrace and /proc", "", num(unix.PR_SET_DUMPABLE), num(0))
+}
+
+// exec is the life of another process in a running container.
+func (c *compiler) exec() error {
+	c.begin()
+	c.op(unix.SYS_UMASK, "set umask", "", num(0))
+	for _, fd := range c.in.Fds.Tasks {
+		c.op(unix.SYS_WRITE, "join", "control group", num(fd), c.s("0"), num(1))
+	}
+	if err := c.oomScore(); err != nil {
+		return err
+	}
+	c.join()
+	if c.hasUser() {
+		c.beRoot()
+	}
+	c.session()
+	c.terminal()
+	return c.process()
+}
+
+func (c *compiler) hasUser() bool {
+	for _, n := range c.linux.Namespaces {
+		if n.Type == runspec.UserNamespace {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *compiler) session() {
+	c.op(unix.SYS_SETSID, "start a session", "").ErrMask = errnos(int(unix.EPERM)) // already a leader
+	if !c.in.NoNewKeyring && !c.joined {
+		// Not every kernel has keys, and their number is limited; the old keyring is not a way out of the container.
+		c.op(unix.SYS_KEYCTL, "make a session keyring", "", num(unix.KEYCTL_JOIN_SESSION_KEYRING), c.s("_ses."+c.in.ID)).ErrMask = anyErrno
+	}
+}
+
+// oomScore is written through the host's /proc. In a new user namespace the parent does it (launch).
+func (c *compiler) oomScore() error {
+	p := c.spec.Process.OOMScoreAdj
+	if p == nil {
+		return nil
+	}
+	v := *p
+	if v < -1000 || v > 1000 {
+		return invalid("process.oomScoreAdj", "not between -1000 and 1000")
+	}
+	if v < c.in.Facts.OOMScoreAdj && c.in.Facts.Held&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+		c.warn("process.oomScoreAdj " + itoa(v) + " needs CAP_SYS_RESOURCE: it stays " + itoa(c.in.Facts.OOMScoreAdj))
+		return nil
+	}
+	if c.newUser || v == c.in.Facts.OOMScoreAdj && !c.joined {
+		return nil
+	}
+	fd := c.cell()
+	text := itoa(v)
+	c.op(unix.SYS_OPENAT, "open", "/proc/self/oom_score_adj", num(unix.AT_FDCWD), c.s("/proc/self/oom_score_adj"),
+		num(unix.O_WRONLY|unix.O_CLOEXEC), num(0)).Dst = uint64(fd)
+	c.op(unix.SYS_WRITE, "set", "oom_score_adj", fd.get(), c.s(text), num(len(text)))
+	c.op(unix.SYS_CLOSE, "close", "oom_score_adj", fd.get())
+	return nil
+}
+
+func (c *compiler) warn(s string) { c.warnings = append(c.warnings, s) }
+
+func itoa(n int) string {
+	var b [20]byte
+	i := len(b)
+	u := uint(n)
+	if n < 0 {
+		u = -u
+	}
+	for {
+		i--
+		b[i] = byte('0' + u%10)
+		if u /= 10; u == 0 {
+			break
+		}
+	}
+	if n < 0 {
+		i--
+		b[i] = '-'
+	}
+	return string(b[i:])
+}
+
+// words32 packs 32-bit numbers.
+func words32(ws ...uint32) []byte {
+	b := make([]byte, 0, 4*len(ws))
+	for _, w := range ws {
+		b = binary.LittleEndian.AppendUint32(b, w)
+	}
+	return b
+}

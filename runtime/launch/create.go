@@ -197,9 +197,28 @@ func (k *creation) makeGroup() error {
 	}
 	k.group = g
 	if r := k.spec.Linux.Resources; r != nil {
-		return g.Apply(r)
+		return g.Apply(withDefaultDevices(r))
 	}
 	return nil
+}
+
+// withDefaultDevices allows what every container has: making nodes (using them is another right), the default
+// devices, and terminals, as runc does after the rules of the spec.
+func withDefaultDevices(r *runspec.LinuxResources) *runspec.LinuxResources {
+	if len(r.Devices) == 0 {
+		return r
+	}
+	c := *r
+	c.Devices = append(r.Devices[:len(r.Devices):len(r.Devices)],
+		runspec.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "m"}, runspec.LinuxDeviceCgroup{Allow: true, Type: "b", Access: "m"})
+	for _, d := range [...][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 1}, {5, 2}, {136, -1}} {
+		rule := runspec.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &d[0], Access: "rwm"}
+		if d[1] >= 0 {
+			rule.Minor = &d[1]
+		}
+		c.Devices = append(c.Devices, rule)
+	}
+	return &c
 }
 
 func (k *creation) waitGroup() error {
@@ -382,20 +401,27 @@ func distinct(m map[string]string) map[string]bool {
 // spawn starts the image.
 func (k *creation) spawn() error {
 	fds := make([]int, 0, 32)
-	var null = -1
+	null := -1
+	devNull := func() (int, error) {
+		if null >= 0 {
+			return null, nil
+		}
+		fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err == nil {
+			null = k.keep(fd)
+		}
+		return fd, err
+	}
 	for _, f := range k.Stdio {
 		if f != nil {
 			fds = append(fds, int(f.Fd()))
 			continue
 		}
-		if null < 0 {
-			var err error
-			if null, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-				return err
-			}
-			k.keep(null)
+		fd, err := devNull()
+		if err != nil {
+			return err
 		}
-		fds = append(fds, null)
+		fds = append(fds, fd)
 	}
 	k.ownStdio()
 	for _, f := range k.Preserve {
@@ -414,11 +440,16 @@ func (k *creation) spawn() error {
 		}
 	}
 	tasks := k.group.Tasks()
-	if len(tasks) != len(k.in.Fds.Tasks) {
-		return &errdefs.Error{Op: "join", What: "control group " + k.groupPath, Kind: errdefs.Internal, Why: "an unexpected number of hierarchies"}
-	}
-	for _, t := range tasks {
-		fds = append(fds, int(t.Fd()))
+	for i := range k.in.Fds.Tasks { // a hierarchy that the group was left out of is joined by writing to /dev/null
+		if i < len(tasks) {
+			fds = append(fds, int(tasks[i].Fd()))
+			continue
+		}
+		fd, err := devNull()
+		if err != nil {
+			return err
+		}
+		fds = append(fds, fd)
 	}
 	for i := range k.spec.Mounts {
 		if fd, ok := k.treeFDs[i]; ok {

@@ -508,11 +508,14 @@ func (c *compiler) cgroup(m *runspec.Mount, dest string, o *options) error {
 		at := c.cell()
 		c.op(unix.SYS_MKDIRAT, "make directory", dest+"/"+name, t.get(), c.s(name), num(0o755))
 		c.op(unix.SYS_OPEN_TREE, "open", dir, num(unix.AT_FDCWD), c.s(dir), num(cloneTree)).Dst = uint64(at)
+		open := len(c.ops) - 1
+		c.ops[open].ErrMask = errnos(int(unix.ENOENT)) // a hierarchy that the group was left out of
 		if o.set != 0 {
 			c.setattr("options of", dest+"/"+name, at.get(), buf(c.empty), false, o.set, 0, 0)
 		}
 		c.op(unix.SYS_MOVE_MOUNT, "attach", dest+"/"+name, at.get(), buf(c.empty), t.get(), c.s(name), num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 		c.op(unix.SYS_CLOSE, "close", dir, at.get())
+		c.land(open)
 	}
 	controllers := make([]string, 0, len(c.in.Facts.CgroupNames))
 	for n := range c.in.Facts.CgroupNames {

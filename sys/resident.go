@@ -10,32 +10,35 @@ import (
 
 // DropFilePages unmaps the pages of this process that come unchanged from files: its code and constants. They are
 // mapped again, from the page cache, when they are used. A process that has just been set up and will mostly sleep
-// needs few of them again.
+// needs few of them again. A mapping with pages of our own (relocated constants) is left alone: those would be lost.
 func DropFilePages() error {
-	maps, err := os.ReadFile("/proc/self/maps")
+	smaps, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		return err
 	}
-	for _, line := range bytes.Split(maps, []byte("\n")) {
-		// address perms offset dev inode path (proc_pid_maps(5))
+	var lo, hi uint64 // of the mapping that the lines belong to; 0 when it is not one to drop
+	for _, line := range bytes.Split(smaps, []byte("\n")) {
+		// A mapping's first line is "address perms offset dev inode path", the others are "Name: value kB"
+		// (proc_pid_smaps(5)).
 		f := bytes.Fields(line)
-		if len(f) < 6 || f[1][1] == 'w' || f[5][0] != '/' {
+		if len(f) == 0 {
 			continue
 		}
-		lo, hi, ok := bytes.Cut(f[0], []byte("-"))
-		if !ok {
+		if a, b, ok := bytes.Cut(f[0], []byte("-")); ok && len(f) >= 5 {
+			lo, hi = 0, 0
+			if len(f) > 5 && f[5][0] == '/' && len(f[1]) == 4 && f[1][1] == '-' {
+				lo, _ = strconv.ParseUint(string(a), 16, 64)
+				hi, _ = strconv.ParseUint(string(b), 16, 64)
+			}
 			continue
 		}
-		a, err1 := strconv.ParseUint(string(lo), 16, 64)
-		b, err2 := strconv.ParseUint(string(hi), 16, 64)
-		if err1 != nil || err2 != nil || b <= a {
+		if string(f[0]) != "Anonymous:" || lo == 0 || hi <= lo || len(f) < 2 || string(f[1]) != "0" {
 			continue
 		}
-		// Not a pointer of Go's: the address of a mapping that the linker made.
-		if _, _, e := unix.Syscall(unix.SYS_MADVISE, uintptr(a), uintptr(b-a), unix.MADV_DONTNEED); e != 0 {
+		// Not a pointer of Go's: the address of a mapping that the kernel made for the executable.
+		if _, _, e := unix.Syscall(unix.SYS_MADVISE, uintptr(lo), uintptr(hi-lo), unix.MADV_DONTNEED); e != 0 {
 			return e
 		}
 	}
 	return nil
 }
-

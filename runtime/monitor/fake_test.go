@@ -181,6 +181,8 @@ type box struct {
 	t   testing.TB
 	cfg *Config
 	dir string
+
+	namespace string // foreign: the network namespace it was given
 }
 
 // newBox makes a container's directories. The path is longer than a socket address may be.

@@ -5,17 +5,26 @@
 // Order on disk: blobs and layers are whole and synced before the index names them; a name that can be read can be
 // run.
 //
-// Pull: resolve -> manifest (index -> platform) -> config and layers in parallel, each layer downloaded, verified,
+// Pull: resolve -> manifest (index -> platform) -> config -> layers in parallel, each layer downloaded, verified,
 // decompressed and unpacked in one pass -> index.json. A layer that is unpacked already is neither fetched nor
 // unpacked again.
+//
+// Many processes use one store at once. Reading takes no lock. What changes the names, and what removes blobs, holds
+// the index lock for as long as that takes. What brings an image in holds a lease: a locked file that lists the digests
+// it relies on, written before it looks whether they are there. What removes looks at the names and the leases of
+// living processes first. A layer is made and removed under its own lock, so it is fetched once however many pulls
+// want it. The lease of a process that died says what it may have left: the next one to come removes that.
 package image
 
 import (
 	"context"
-	"io"
+	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/onggi/onggi/content"
+	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/reference"
 	"github.com/onggi/onggi/registry"
 	"github.com/onggi/onggi/snapshot"
@@ -24,12 +33,25 @@ import (
 )
 
 // Store is the images of one root directory.
-type Store struct{}
+type Store struct {
+	dir       string // lock, locks/ and leases/
+	content   *content.Store
+	snapshots *snapshot.Store
+}
 
-// Open opens or makes the store; content and snapshot lie in the same root.
-func Open(dir string, c *content.Store, s *snapshot.Store) (*Store, error) { panic("contract") }
+// Open opens or makes the store; content and snapshot lie in the same root. dir holds locks and leases, and may be the
+// content store's own directory; index.json is always in the latter, since it is part of the layout.
+func Open(dir string, c *content.Store, s *snapshot.Store) (*Store, error) {
+	for _, d := range []string{"locks", "leases"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, &errdefs.Error{Op: "open the image store", What: dir, Kind: errdefs.KindOf(err), Err: err}
+		}
+	}
+	return &Store{dir: dir, content: c, snapshots: s}, nil
+}
 
-// Image is one stored image, for one platform.
+// Image is one stored image, for one platform. List fills of Config only the platform and Created, and leaves DiffIDs
+// empty: it does not read the configurations.
 type Image struct {
 	ID       digest.Digest         // digest of the config blob, as docker's image id
 	Names    []reference.Reference // may be empty: a dangling image
@@ -48,7 +70,7 @@ type PullOptions struct {
 	Progress func(Progress) // called from several goroutines; may be nil
 }
 
-// Progress is one event of a transfer.
+// Progress is one event of a transfer. A layer's Downloading and Extracting events come at most every 100 ms.
 type Progress struct {
 	ID     string // short id of the layer; "" for the image as a whole
 	Status string // "Pulling fs layer", "Downloading", "Extracting", "Pull complete", "Already exists" as docker says
@@ -56,48 +78,87 @@ type Progress struct {
 	Total  int64  // bytes; 0 unknown
 }
 
-// Pull brings an image in and names it. The result of a pull by digest has no name but the repository@digest.
-func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions) (*Image, error) {
-	panic("contract")
+// Get finds an image by name, by full or unambiguous short id (>= 3 hex digits), or by repository@digest. NotFound.
+func (s *Store) Get(nameOrID string) (*Image, error) {
+	for try := 0; ; try++ {
+		img, err := s.get(nameOrID)
+		// Between the index and the blob another process may have removed the image, or given the name to another.
+		if err != nil && try == 0 && errdefs.Is(err, errdefs.NotFound) {
+			continue
+		}
+		return img, err
+	}
 }
 
-// Get finds an image by name, by full or unambiguous short id (>= 3 hex digits), or by repository@digest. NotFound.
-func (s *Store) Get(nameOrID string) (*Image, error) { panic("contract") }
+func (s *Store) get(nameOrID string) (*Image, error) {
+	idx, err := s.find(nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	e := idx[0]
+	img := e.image()
+	for _, other := range idx[1:] {
+		img.addName(other)
+	}
+	b, err := s.content.ReadAll(ocispec.Descriptor{Digest: img.ID}, maxConfig)
+	if err != nil {
+		return nil, &errdefs.Error{Op: "open the image", What: nameOrID, Kind: errdefs.KindOf(err), Err: err,
+			Fix: "pull it again"}
+	}
+	img.Config, err = parseConfig(b)
+	if err != nil {
+		return nil, &errdefs.Error{Op: "open the image", What: nameOrID, Kind: errdefs.Corrupt, Err: err}
+	}
+	img.DiffIDs = img.Config.RootFS.DiffIDs
+	if img.Config.Created != nil {
+		img.Created = *img.Config.Created
+	}
+	return img, nil
+}
 
-// List returns all images.
-func (s *Store) List() ([]*Image, error) { panic("contract") }
+// List returns all images, the newest first.
+func (s *Store) List() ([]*Image, error) {
+	idx, err := s.readIndex()
+	if err != nil {
+		return nil, err
+	}
+	var all []*Image
+	byID := map[digest.Digest]*Image{}
+	for _, e := range idx {
+		if e.id == "" {
+			continue
+		}
+		if img := byID[e.id]; img != nil {
+			img.addName(e)
+			continue
+		}
+		img := e.image()
+		byID[e.id] = img
+		all = append(all, img)
+	}
+	sortByAge(all)
+	return all, nil
+}
 
 // Tag gives an image another name, taking it from whichever image had it.
-func (s *Store) Tag(nameOrID string, ref reference.Reference) error { panic("contract") }
-
-// Removed is one step of a removal, as `docker rmi` prints it.
-type Removed struct{ Untagged, Deleted string }
-
-// Remove removes a name and, with its last name, the image, its blobs and the layers that no other image needs.
-// inUse says whether a container still needs an image. Conflict when in use (unless only a name goes), or when an id
-// with several names is removed without force.
-func (s *Store) Remove(ctx context.Context, nameOrID string, force bool, inUse func(digest.Digest) bool) ([]Removed, error) {
-	panic("contract")
+func (s *Store) Tag(nameOrID string, ref reference.Reference) error {
+	if ref.Digest != "" || ref.Tag == "" {
+		return &errdefs.Error{Op: "tag", What: ref.Familiar(), Kind: errdefs.InvalidArgument,
+			Why: "a digest cannot be given to an image: it has the one that its content has", Fix: "use a tag"}
+	}
+	return s.change(context.Background(), func(idx index) (index, error) {
+		found, err := idx.find(nameOrID)
+		if err != nil {
+			return nil, err
+		}
+		return idx.name(ref.String(), found[0]), nil
+	})
 }
 
-// ImportOptions of Import.
-type ImportOptions struct {
-	Ref      reference.Reference // zero: no name
-	Message  string
-	Config   ocispec.ImageConfig
-	Platform *ocispec.Platform
+// short is the id as docker prints it: 12 digits.
+func short(d digest.Digest) string {
+	if content.Check(d) != nil {
+		return fmt.Sprintf("%.12s", string(d))
+	}
+	return d.Encoded()[:12]
 }
-
-// Import makes a one-layer image from a root file system's tar (compressed or not).
-func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (*Image, error) {
-	panic("contract")
-}
-
-// Load brings in the images of an archive: docker-archive or oci-archive, compressed or not, streaming or from a
-// file. It returns the images with their names.
-func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) ([]*Image, error) {
-	panic("contract")
-}
-
-// Sweep removes blobs and layers that no name needs and no running pull holds.
-func (s *Store) Sweep(ctx context.Context) error { panic("contract") }

@@ -1,0 +1,392 @@
+package image
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/onggi/onggi/content"
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// The index is a list of manifests. A name is an entry; so is an image without a name. An entry's annotations hold what
+// List prints, so that it need not open the blobs. They are written only here, never copied from an image.
+const (
+	annotationContainerd = "io.containerd.image.name" // the full name as containerd's tools look for it
+	annotationID         = "org.onggi.image.id"       // digest of the config
+	annotationSize       = "org.onggi.image.size"     // bytes of file content of the layers
+	annotationTarget     = "org.onggi.image.target"   // "digest size media-type" of the index that the manifest is from
+
+	maxIndex = 256 << 20
+)
+
+// header and footer of an index.json that was written here: one entry a line, which lets Get decode only the lines that
+// it needs. A file by another program is decoded whole.
+const (
+	header = `{"schemaVersion":2,"mediaType":"` + ocispec.MediaTypeImageIndex + `","manifests":[` + "\n"
+	footer = "]}\n"
+)
+
+// entry is one line of the index.
+type entry struct {
+	desc ocispec.Descriptor // the manifest, with all annotations, also those of others
+	name string             // full reference; "" for a dangling image
+	// The facts of the annotations; id is "" when another program wrote the entry: it is kept, and not shown.
+	id      digest.Digest
+	size    int64
+	created time.Time
+	target  ocispec.Descriptor
+}
+
+type index []entry
+
+func (s *Store) indexPath() string { return filepath.Join(s.content.Dir(), ocispec.ImageIndexFile) }
+
+// readIndex reads all entries. No index is an empty one.
+func (s *Store) readIndex() (index, error) { return s.readEntries(nil) }
+
+// readEntries reads the entries whose line holds one of the strings in only; nil means all.
+func (s *Store) readEntries(only []string) (index, error) {
+	f, err := os.Open(s.indexPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, s.indexError("read", err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, s.indexError("read", err)
+	}
+	if fi.Size() > maxIndex {
+		return nil, &errdefs.Error{Op: "read", What: s.indexPath(), Kind: errdefs.Exhausted, Why: "it is larger than 256 MiB"}
+	}
+	b := make([]byte, fi.Size())
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, s.indexError("read", err)
+	}
+	idx, err := parseIndex(b, only)
+	if err != nil {
+		return nil, &errdefs.Error{Op: "read", What: s.indexPath(), Kind: errdefs.Corrupt, Why: "it is not an image index", Err: err,
+			Fix: "restore the file; the images themselves are in " + filepath.Join(s.content.Dir(), "blobs")}
+	}
+	return idx, nil
+}
+
+func (s *Store) indexError(op string, err error) error {
+	return &errdefs.Error{Op: op, What: s.indexPath(), Kind: errdefs.KindOf(err), Err: err}
+}
+
+func parseIndex(b []byte, only []string) (index, error) {
+	if !bytes.HasPrefix(b, []byte(header)) || !bytes.HasSuffix(b, []byte(footer)) {
+		var doc ocispec.Index
+		if err := json.Unmarshal(b, &doc); err != nil {
+			return nil, err
+		}
+		idx := make(index, 0, len(doc.Manifests))
+		for _, d := range doc.Manifests {
+			e, err := newEntry(d)
+			if err != nil {
+				return nil, err
+			}
+			idx = append(idx, e)
+		}
+		return idx, nil
+	}
+	var idx index
+	for line := range bytes.Lines(b[len(header) : len(b)-len(footer)]) {
+		if only != nil && !slices.ContainsFunc(only, func(s string) bool { return bytes.Contains(line, []byte(s)) }) {
+			continue
+		}
+		var d ocispec.Descriptor
+		if err := json.Unmarshal(bytes.TrimRight(line, ",\n"), &d); err != nil {
+			return nil, err
+		}
+		e, err := newEntry(d)
+		if err != nil {
+			return nil, err
+		}
+		idx = append(idx, e)
+	}
+	return idx, nil
+}
+
+// newEntry reads an entry's annotations; what another program wrote there is not an error.
+func newEntry(d ocispec.Descriptor) (entry, error) {
+	if err := content.Check(d.Digest); err != nil {
+		return entry{}, err
+	}
+	e := entry{desc: d, name: d.Annotations[ocispec.AnnotationRefName], target: d}
+	e.target.Annotations, e.target.Platform = nil, nil
+	id := digest.Digest(d.Annotations[annotationID])
+	size, err := strconv.ParseInt(d.Annotations[annotationSize], 10, 64)
+	if content.Check(id) != nil || err != nil {
+		return e, nil
+	}
+	e.id, e.size = id, size
+	e.created, _ = time.Parse(time.RFC3339Nano, d.Annotations[ocispec.AnnotationCreated]) // absent: unknown
+	if f := strings.Fields(d.Annotations[annotationTarget]); len(f) == 3 && content.Check(digest.Digest(f[0])) == nil {
+		n, _ := strconv.ParseInt(f[1], 10, 64)
+		e.target = ocispec.Descriptor{Digest: digest.Digest(f[0]), Size: n, MediaType: f[2]}
+	}
+	return e, nil
+}
+
+// stamp writes the facts into the annotations.
+func (e *entry) stamp() {
+	a := map[string]string{}
+	maps.Copy(a, e.desc.Annotations)
+	delete(a, ocispec.AnnotationRefName)
+	delete(a, annotationContainerd)
+	if e.name != "" {
+		a[ocispec.AnnotationRefName], a[annotationContainerd] = e.name, e.name
+	}
+	if e.id != "" {
+		a[annotationID], a[annotationSize] = string(e.id), strconv.FormatInt(e.size, 10)
+		delete(a, ocispec.AnnotationCreated)
+		if !e.created.IsZero() {
+			a[ocispec.AnnotationCreated] = e.created.UTC().Format(time.RFC3339Nano)
+		}
+		delete(a, annotationTarget)
+		if e.target.Digest != e.desc.Digest {
+			a[annotationTarget] = fmt.Sprintf("%s %d %s", e.target.Digest, e.target.Size, e.target.MediaType)
+		}
+	}
+	e.desc.Annotations = a
+}
+
+func (idx index) encode() ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteString(header)
+	for i, e := range idx {
+		line, err := json.Marshal(e.desc) // never holds a line end
+		if err != nil {
+			return nil, err
+		}
+		b.Write(line)
+		if i < len(idx)-1 {
+			b.WriteByte(',')
+		}
+		b.WriteByte('\n')
+	}
+	b.WriteString(footer)
+	return b.Bytes(), nil
+}
+
+// change replaces the index by what f makes of it, under the index lock. When f returns its argument, nothing is
+// written.
+func (s *Store) change(ctx context.Context, f func(index) (index, error)) error {
+	l, err := s.lockIndex(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.release()
+	old, err := s.readIndex()
+	if err != nil {
+		return err
+	}
+	next, err := f(slices.Clone(old))
+	if err != nil {
+		return err
+	}
+	if slices.EqualFunc(old, next, func(a, b entry) bool {
+		return a.desc.Digest == b.desc.Digest && maps.Equal(a.desc.Annotations, b.desc.Annotations)
+	}) {
+		return nil
+	}
+	return s.writeIndex(next)
+}
+
+// writeIndex puts the index in its place. Precondition: the index lock is held; what idx refers to is on disk.
+func (s *Store) writeIndex(idx index) error {
+	b, err := idx.encode()
+	if err != nil {
+		return s.indexError("write", err)
+	}
+	temp := s.indexPath() + ".new" // always the same, so that a crash leaves one file at most; collect removes it
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return s.indexError("write", err)
+	}
+	defer os.Remove(temp) // fails after the rename, as it should
+	defer f.Close()
+	if _, err := f.Write(b); err != nil {
+		return s.indexError("write", err)
+	}
+	if err := f.Sync(); err != nil {
+		return s.indexError("write", err)
+	}
+	if err := os.Rename(temp, s.indexPath()); err != nil {
+		return s.indexError("write", err)
+	}
+	d, err := os.Open(s.content.Dir())
+	if err != nil {
+		return s.indexError("write", err)
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// name gives the image of e the name, taking it from whichever entry had it; an image that loses its last name stays as
+// a dangling one, and a dangling entry of e's image goes.
+func (idx index) name(name string, e entry) index {
+	e.name = name
+	e.desc.Annotations = maps.Clone(e.desc.Annotations)
+	e.stamp()
+	out := make(index, 0, len(idx)+1)
+	var loser *entry
+	done := false
+	for i, old := range idx {
+		switch {
+		case name != "" && old.name == name:
+			if old.desc.Digest != e.desc.Digest {
+				loser = &idx[i]
+			}
+			out, done = append(out, e), true
+		case old.name == "" && old.desc.Digest == e.desc.Digest:
+		default:
+			out = append(out, old)
+		}
+	}
+	if !done && (name != "" || !slices.ContainsFunc(out, func(o entry) bool { return o.desc.Digest == e.desc.Digest })) {
+		out = append(out, e)
+	}
+	if loser != nil && !slices.ContainsFunc(out, func(o entry) bool { return o.desc.Digest == loser.desc.Digest }) {
+		l := *loser
+		l.name = ""
+		l.stamp()
+		out = append(out, l)
+	}
+	return out
+}
+
+// find returns the entries of the image that nameOrID means: first the one that matched, then its other names.
+func (idx index) find(nameOrID string) (index, error) {
+	match, err := idx.match(nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	out := index{match}
+	for _, e := range idx {
+		if e.id == match.id && (e.name != match.name || e.desc.Digest != match.desc.Digest) {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// match finds what docker would: a name, a repository@digest, an id, the beginning of an id.
+func (idx index) match(nameOrID string) (entry, error) {
+	prefix := strings.TrimPrefix(nameOrID, "sha256:")
+	isID := len(prefix) >= 3 && len(prefix) <= 64 && strings.Trim(prefix, "0123456789abcdef") == ""
+	fullID := isID && len(prefix) == 64
+	ref, err := reference.Parse(nameOrID)
+	if err != nil && !isID {
+		return entry{}, err
+	}
+	if err == nil && !(fullID && strings.HasPrefix(nameOrID, "sha256:")) {
+		name := ref.String()
+		for _, e := range idx {
+			if e.id != "" && (e.name == name || ref.Digest != "" && e.hasDigest(ref)) {
+				return e, nil
+			}
+		}
+	}
+	if isID {
+		var hit *entry
+		for i, e := range idx {
+			if e.id == "" || !strings.HasPrefix(e.id.Encoded(), prefix) {
+				continue
+			}
+			if hit != nil && hit.id != e.id {
+				return entry{}, &errdefs.Error{Op: "find the image", What: nameOrID, Kind: errdefs.InvalidArgument,
+					Why: "several images have an id that begins so", Fix: "give more digits"}
+			}
+			if hit == nil {
+				hit = &idx[i]
+			}
+		}
+		if hit != nil {
+			return *hit, nil
+		}
+	}
+	return entry{}, &errdefs.Error{Op: "find the image", What: nameOrID, Kind: errdefs.NotFound, Why: "there is no such image here",
+		Fix: "pull it with: onggi pull " + nameOrID + ", or see: onggi images"}
+}
+
+// hasDigest reports whether the entry is ref's repository@digest.
+func (e entry) hasDigest(ref reference.Reference) bool {
+	if e.target.Digest != ref.Digest && e.desc.Digest != ref.Digest {
+		return false
+	}
+	own, err := reference.Parse(e.name)
+	return err == nil && own.Domain == ref.Domain && own.Path == ref.Path
+}
+
+// find is index.find on the store's index, reading only the lines that can matter.
+func (s *Store) find(nameOrID string) (index, error) {
+	var only []string
+	if ref, err := reference.Parse(nameOrID); err == nil && ref.Digest == "" {
+		only = []string{`"` + ref.String() + `"`}
+	}
+	if only != nil {
+		if idx, err := s.readEntries(only); err == nil && len(idx) == 1 && idx[0].id != "" && idx[0].name == only[0][1:len(only[0])-1] {
+			// Its other names have the same id.
+			if all, err := s.readEntries([]string{`"` + string(idx[0].id) + `"`}); err == nil {
+				if found, err := all.find(nameOrID); err == nil {
+					return found, nil
+				}
+			}
+		}
+	}
+	all, err := s.readIndex()
+	if err != nil {
+		return nil, err
+	}
+	return all.find(nameOrID)
+}
+
+func (e entry) image() *Image {
+	img := &Image{ID: e.id, Target: e.target, Manifest: e.desc, Size: e.size, Created: e.created}
+	img.Manifest.Annotations = nil
+	if e.desc.Platform != nil {
+		img.Config.Platform = *e.desc.Platform
+	}
+	if !e.created.IsZero() {
+		t := e.created
+		img.Config.Created = &t
+	}
+	img.addName(e)
+	return img
+}
+
+func (img *Image) addName(e entry) {
+	if e.name == "" {
+		return
+	}
+	if ref, err := reference.Parse(e.name); err == nil && !slices.Contains(img.Names, ref) {
+		img.Names = append(img.Names, ref)
+	}
+}
+
+func sortByAge(all []*Image) {
+	slices.SortStableFunc(all, func(a, b *Image) int {
+		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
+	})
+}

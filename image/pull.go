@@ -1,0 +1,650 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/onggi/onggi/content"
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/reference"
+	"github.com/onggi/onggi/registry"
+	"github.com/onggi/onggi/undo"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const (
+	// maxFetches at once. A layer arrives in the page cache, so a fetch never waits for an unpack.
+	maxFetches  = 4
+	fetchBuffer = 256 << 10
+	undoTime    = time.Minute
+	maxNesting  = 4 // an index in an index in ...
+)
+
+// Pull brings an image in and names it. The result of a pull by digest has no name but the repository@digest.
+func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions) (_ *Image, err error) {
+	defer func() { err = pullError(ref, err) }()
+	if o.Registry == nil {
+		o.Registry = registry.New(registry.Options{})
+		defer o.Registry.Close()
+	}
+	if ref.Digest != "" {
+		ref.Tag = "" // as docker: the digest decides, and no tag is given
+	}
+	want := HostPlatform()
+	if o.Platform != nil {
+		want = normal(*o.Platform)
+	}
+	p := newProgress(o.Progress)
+	if err := s.recover(ctx); err != nil {
+		return nil, err
+	}
+	steps := undo.New("image")
+	defer steps.Undo(&err)
+
+	var target ocispec.Descriptor
+	if ref.Digest != "" {
+		if img := s.unchanged(ref, ocispec.Descriptor{Digest: ref.Digest}, want); img != nil {
+			p.image("Status: Image is up to date for " + ref.Familiar())
+			return img, nil
+		}
+	}
+	resolve := func() error { target, err = o.Registry.Resolve(ctx, ref); return err }
+	if err := steps.Do("resolve", resolve, nil); err != nil {
+		return nil, err
+	}
+	what := ref.Tag
+	if what == "" {
+		what = string(ref.Digest)
+	}
+	p.image(what + ": Pulling from " + familiarPath(ref))
+	if img := s.unchanged(ref, target, want); img != nil {
+		p.image("Digest: " + string(target.Digest))
+		p.image("Status: Image is up to date for " + ref.Familiar())
+		return img, nil
+	}
+
+	b := &bringing{s: s, want: want, explicit: o.Platform != nil, progress: p, names: []string{ref.String()}, complete: "Pull complete"}
+	if err := b.begin(ctx, steps); err != nil {
+		return nil, err
+	}
+	b.source = &fromRegistry{c: o.Registry, ref: ref, turns: make(chan struct{}, maxFetches)}
+	if err := b.bring(ctx, steps, target); err != nil {
+		return nil, err
+	}
+	p.image("Digest: " + string(target.Digest))
+	p.image("Status: Downloaded newer image for " + ref.Familiar())
+	return b.finish(steps)
+}
+
+func familiarPath(ref reference.Reference) string { return ref.Path }
+
+// pullError says of every failure which pull it was.
+func pullError(ref reference.Reference, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &errdefs.Error{Op: "pull", What: ref.Familiar(), Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
+}
+
+// unchanged returns the image if ref names target here already, for the wanted platform, with all its layers. Anything
+// that is not as it should be is a reason to pull.
+func (s *Store) unchanged(ref reference.Reference, target ocispec.Descriptor, want ocispec.Platform) *Image {
+	img, err := s.Get(ref.String())
+	if err != nil || img.Target.Digest != target.Digest && img.Manifest.Digest != target.Digest {
+		return nil
+	}
+	if !slices.Contains(img.Names, ref) {
+		return nil
+	}
+	if img.Target.Digest != img.Manifest.Digest && img.Manifest.Digest != target.Digest {
+		chosen, err := s.chooseStored(img.Target, want)
+		if err != nil || chosen.Digest != img.Manifest.Digest {
+			return nil
+		}
+	}
+	for _, d := range img.DiffIDs {
+		if _, err := s.snapshots.Layer(d); err != nil {
+			return nil
+		}
+	}
+	return img
+}
+
+// chooseStored chooses from an index whose blobs are here.
+func (s *Store) chooseStored(target ocispec.Descriptor, want ocispec.Platform) (ocispec.Descriptor, error) {
+	for range maxNesting {
+		b, err := s.content.ReadAll(ocispec.Descriptor{Digest: target.Digest}, registry.MaxManifest)
+		if err != nil {
+			return target, err
+		}
+		doc, err := parseDocument("", b)
+		if err != nil || doc.manifest != nil {
+			return target, err
+		}
+		if target, err = choose(doc.index, want); err != nil {
+			return target, err
+		}
+	}
+	return target, malformed("the index", "its nesting is too deep")
+}
+
+// source is where the blobs of an image come from: a registry, or an archive that has been spooled.
+type source interface {
+	// document returns a manifest or index, verified.
+	document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
+	// config returns a configuration, verified.
+	config(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
+	// layer opens a layer's stream, to be verified by the caller. done ends its turn.
+	layer(ctx context.Context, desc ocispec.Descriptor) (r io.ReadCloser, done func(), err error)
+}
+
+type fromRegistry struct {
+	c     *registry.Client
+	ref   reference.Reference
+	turns chan struct{}
+}
+
+func (f *fromRegistry) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	return f.c.Manifest(ctx, f.ref, desc)
+}
+
+func (f *fromRegistry) config(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	r, err := f.c.Blob(ctx, f.ref, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, desc.Size+1)) // the size is bounded: checkManifest
+	if err != nil {
+		return nil, err
+	}
+	h := content.NewHash(desc.Digest)
+	h.Write(b)
+	if got := digest.NewDigest(desc.Digest.Algorithm(), h); got != desc.Digest {
+		return nil, &errdefs.Error{What: "the configuration " + string(desc.Digest), Kind: errdefs.Corrupt,
+			Why: "what arrived has the digest " + string(got), Fix: "try again; if it stays, the registry's data are damaged"}
+	}
+	return b, nil
+}
+
+func (f *fromRegistry) layer(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, func(), error) {
+	select {
+	case f.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	r, err := f.c.Blob(ctx, f.ref, desc)
+	if err != nil {
+		<-f.turns
+		return nil, nil, err
+	}
+	return r, func() { _ = r.Close(); <-f.turns }, nil
+}
+
+// bringing is one image on its way in.
+type bringing struct {
+	s        *Store
+	source   source
+	want     ocispec.Platform
+	explicit bool // the user asked for this platform
+	names    []string
+	progress *progress
+	complete string // the last status of a layer
+	lease    *lease
+
+	target   ocispec.Descriptor
+	desc     ocispec.Descriptor // the manifest
+	manifest ocispec.Manifest
+	config   ocispec.Image
+	small    []smallBlob // documents to store before the index names them
+	entry    entry
+}
+
+type smallBlob struct {
+	desc ocispec.Descriptor
+	b    []byte
+}
+
+// begin takes the lease. Its reversal removes whatever this operation brought in and nobody else needs.
+func (b *bringing) begin(ctx context.Context, steps *undo.Stack) error {
+	return steps.Do("lease", func() (err error) {
+		b.lease, err = b.s.newLease(ctx)
+		return err
+	}, func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		defer cancel()
+		return b.lease.drop(ctx)
+	})
+}
+
+// bring fetches target and names it.
+func (b *bringing) bring(ctx context.Context, steps *undo.Stack, target ocispec.Descriptor) error {
+	b.target, b.small = target, nil
+	if err := steps.Do("manifest", func() error { return b.fetchManifest(ctx) }, nil); err != nil {
+		return err
+	}
+	if err := steps.Do("config", func() error { return b.fetchConfig(ctx) }, nil); err != nil {
+		return err
+	}
+	if err := steps.Do("layers", func() error { return b.fetchLayers(ctx) }, nil); err != nil {
+		return err
+	}
+	if err := steps.Do("blobs", func() error { return b.storeSmall(ctx) }, nil); err != nil {
+		return err
+	}
+	return b.nameIt(ctx, steps)
+}
+
+// fetchManifest walks from the target to the platform's manifest.
+func (b *bringing) fetchManifest(ctx context.Context) error {
+	d := b.target
+	for range maxNesting {
+		if err := b.lease.add(ctx, d.Digest); err != nil {
+			return err
+		}
+		raw, err := b.document(ctx, d)
+		if err != nil {
+			return err
+		}
+		doc, err := parseDocument(d.MediaType, raw)
+		if err != nil {
+			return err
+		}
+		b.small = append(b.small, smallBlob{d, raw})
+		if doc.manifest != nil {
+			b.desc, b.manifest = d, *doc.manifest
+			if b.desc.MediaType == "" {
+				b.desc.MediaType = doc.manifest.MediaType
+			}
+			if b.desc.MediaType == "" {
+				b.desc.MediaType = ocispec.MediaTypeImageManifest
+			}
+			if d.Digest == b.target.Digest {
+				b.target = b.desc
+			}
+			return nil
+		}
+		if b.target.MediaType == "" {
+			b.target.MediaType = ocispec.MediaTypeImageIndex
+		}
+		if d, err = choose(doc.index, b.want); err != nil {
+			return err
+		}
+	}
+	return malformed("the index", "an index within an index is nested more than %d deep", maxNesting)
+}
+
+// document takes a manifest from the store when it is there.
+func (b *bringing) document(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if raw, err := b.s.content.ReadAll(d, registry.MaxManifest); err == nil {
+		return raw, nil
+	}
+	return b.source.document(ctx, d)
+}
+
+func (b *bringing) fetchConfig(ctx context.Context) error {
+	need := []digest.Digest{b.manifest.Config.Digest}
+	for _, l := range b.manifest.Layers {
+		need = append(need, l.Digest)
+	}
+	if err := b.lease.add(ctx, need...); err != nil {
+		return err
+	}
+	raw, err := b.s.content.ReadAll(b.manifest.Config, maxConfig)
+	if err != nil {
+		if raw, err = b.source.config(ctx, b.manifest.Config); err != nil {
+			return err
+		}
+	}
+	b.small = append(b.small, smallBlob{b.manifest.Config, raw})
+	if b.config, err = parseConfig(raw); err != nil {
+		return err
+	}
+	if err := checkPair(&b.manifest, b.config); err != nil {
+		return err
+	}
+	if b.explicit && b.config.Architecture != "" && rank(b.want, b.config.Platform) == 0 {
+		return &errdefs.Error{What: "platform " + platformString(b.want), Kind: errdefs.NotFound,
+			Why: "the image is for " + cleanText(fmt.Sprintf("%.60s", platformString(normal(b.config.Platform)))), Fix: "leave --platform out, or choose that one"}
+	}
+	return b.lease.add(ctx, b.config.RootFS.DiffIDs...)
+}
+
+// fetchLayers brings all layers in, the largest first: the last one to end decides when the pull ends.
+func (b *bringing) fetchLayers(ctx context.Context) error {
+	var order []int
+	seen := map[digest.Digest]bool{}
+	for i, d := range b.config.RootFS.DiffIDs {
+		if !seen[d] {
+			seen[d] = true
+			order = append(order, i)
+			b.progress.event(b.manifest.Layers[i].Digest, "Pulling fs layer", 0, 0)
+		}
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(b.manifest.Layers[j].Size, b.manifest.Layers[i].Size) })
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	unpacks := make(chan struct{}, max(2, runtime.NumCPU()))
+	var (
+		wg    sync.WaitGroup
+		mu    sync.Mutex
+		first error // guarded by mu
+	)
+	for _, i := range order {
+		wg.Go(func() {
+			err := b.layer(ctx, b.manifest.Layers[i], b.config.RootFS.DiffIDs[i], unpacks)
+			if err == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if first == nil {
+				first = err
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return first
+}
+
+// layer makes one layer present: nothing is to do when it is there, else from its blob here, else from the source. The
+// layer's lock comes before any turn, so who has a turn never waits for another process.
+func (b *bringing) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, unpacks chan struct{}) error {
+	held, err := b.s.lockLayer(ctx, diffID, false)
+	if err == errBusy {
+		b.progress.event(desc.Digest, "Waiting", 0, desc.Size)
+		held, err = b.s.lockLayer(ctx, diffID, true)
+	}
+	if err != nil {
+		return err
+	}
+	defer held.release()
+	if _, err := b.s.snapshots.Layer(diffID); err == nil {
+		b.progress.event(desc.Digest, "Already exists", 0, 0)
+		return nil
+	} else if !errdefs.Is(err, errdefs.NotFound) {
+		return err
+	}
+	if n, err := b.s.content.Stat(desc.Digest); err == nil && n == desc.Size {
+		err := b.unpackStored(ctx, desc, diffID, unpacks)
+		if !errdefs.Is(err, errdefs.Corrupt) || !b.s.damaged(desc) {
+			return err // also when the configuration is wrong about a good blob, which others may need
+		}
+		if err := b.s.content.Delete(desc.Digest); err != nil {
+			return err
+		}
+	}
+	return b.fetchAndUnpack(ctx, desc, diffID, unpacks)
+}
+
+// damaged reads a whole blob to see whether it is what its name says.
+func (s *Store) damaged(desc ocispec.Descriptor) bool {
+	r, err := s.content.Open(desc)
+	if err != nil {
+		return errdefs.Is(err, errdefs.Corrupt)
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	return errdefs.Is(err, errdefs.Corrupt)
+}
+
+// unpackStored unpacks a layer whose blob is here.
+func (b *bringing) unpackStored(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, unpacks chan struct{}) error {
+	steps := undo.New("image")
+	err := steps.Do("unpack", func() error {
+		r, err := b.s.content.Open(desc)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		return b.unpack(ctx, desc, diffID, r, unpacks)
+	}, nil)
+	if err == nil {
+		b.progress.event(desc.Digest, b.complete, desc.Size, desc.Size)
+	}
+	return err
+}
+
+// unpack waits for its turn and unpacks what r gives.
+func (b *bringing) unpack(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, r io.Reader, unpacks chan struct{}) error {
+	select {
+	case unpacks <- struct{}{}:
+		defer func() { <-unpacks }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	_, err := b.s.snapshots.Unpack(ctx, diffID, &counter{r: r, step: func(n int64) { b.progress.moving(desc.Digest, "Extracting", n, desc.Size) }})
+	return err
+}
+
+// fetchAndUnpack downloads a layer into the blob store and unpacks it while it arrives. The unpacked layer becomes
+// visible only after the whole blob has arrived with the right digest: until then its reader sees no end.
+func (b *bringing) fetchAndUnpack(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, unpacks chan struct{}) (err error) {
+	steps := undo.New("image")
+	defer steps.Undo(&err)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	w, err := b.s.content.Begin(ctx, desc)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	var r io.ReadCloser
+	var done func()
+	err = steps.Do("fetch", func() (err error) {
+		r, done, err = b.source.layer(ctx, desc)
+		return err
+	}, w.Close)
+	if err != nil {
+		return err
+	}
+	fetched := make(chan error, 1)
+	go func() {
+		defer done()
+		err := b.fetch(w, r, desc)
+		if err != nil {
+			_ = w.Abort(err) // the unpack ends with this reason,
+			cancel(err)      // also when it still waits for its turn
+		}
+		fetched <- err
+	}()
+	err = steps.Do("unpack", func() error {
+		err := b.unpack(ctx, desc, diffID, w.Follow(ctx), unpacks)
+		if err != nil {
+			cancel(err)
+		}
+		return err
+	}, nil)
+	if err != nil {
+		cancel(err)
+	}
+	if ferr := <-fetched; ferr != nil && !errors.Is(ferr, context.Canceled) {
+		err = ferr // the cause, of which the unpack's error is the effect
+	}
+	if err != nil {
+		return err
+	}
+	if err := steps.Do("commit", func() error { _, err := w.Commit(ctx); return err }, nil); err != nil {
+		return err
+	}
+	b.progress.event(desc.Digest, b.complete, desc.Size, desc.Size)
+	return nil
+}
+
+func (b *bringing) fetch(w *content.Ingest, r io.Reader, desc ocispec.Descriptor) error {
+	buf := make([]byte, fetchBuffer)
+	src := &counter{r: r, step: func(n int64) { b.progress.moving(desc.Digest, "Downloading", n, desc.Size) }}
+	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, buf); err != nil {
+		return err
+	}
+	if err := w.Verify(); err != nil {
+		e := *errdefs.As(err)
+		e.Fix = "try again; if it stays, the registry's data are damaged"
+		return &e
+	}
+	b.progress.event(desc.Digest, "Download complete", desc.Size, desc.Size)
+	return nil
+}
+
+// storeSmall puts configuration, manifest and indexes in place.
+func (b *bringing) storeSmall(ctx context.Context) error {
+	for _, x := range slices.Backward(b.small) { // what refers comes after what it refers to
+		if _, err := b.s.content.Stat(x.desc.Digest); err == nil {
+			if _, err := b.s.content.ReadAll(x.desc, int64(len(x.b))); err == nil {
+				continue
+			}
+			if err := b.s.content.Delete(x.desc.Digest); err != nil { // damaged
+				return err
+			}
+		}
+		w, err := b.s.content.Begin(ctx, ocispec.Descriptor{Digest: x.desc.Digest, Size: int64(len(x.b))})
+		if err != nil {
+			return err
+		}
+		if _, err = w.Write(x.b); err == nil {
+			_, err = w.Commit(ctx)
+		}
+		if cerr := w.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nameIt writes the index: from here on the image exists. Without names it becomes a dangling image.
+func (b *bringing) nameIt(ctx context.Context, steps *undo.Stack) error {
+	e := entry{desc: b.desc, id: b.manifest.Config.Digest, target: b.target}
+	plat := normal(b.config.Platform)
+	e.desc.Platform, e.desc.Annotations, e.desc.URLs, e.desc.Data = &plat, nil, nil, nil
+	if plat.Architecture == "" {
+		e.desc.Platform = nil
+	}
+	if b.config.Created != nil {
+		e.created = *b.config.Created
+	}
+	for _, d := range b.config.RootFS.DiffIDs {
+		l, err := b.s.snapshots.Layer(d)
+		if err != nil {
+			return err
+		}
+		e.size += l.Size
+	}
+	b.entry = e
+	names := b.names
+	if len(names) == 0 {
+		names = []string{""}
+	}
+	var before index
+	return steps.Do("index", func() error {
+		return b.s.change(ctx, func(idx index) (index, error) {
+			before = slices.Clone(idx)
+			for _, n := range names {
+				idx = idx.name(n, e)
+			}
+			return idx, nil
+		})
+	}, func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		defer cancel()
+		return b.s.change(ctx, func(now index) (index, error) {
+			for _, n := range slices.Backward(names) {
+				now = now.unname(n, e, before)
+			}
+			return now, nil
+		})
+	})
+}
+
+// unname takes back what giving e the name did to the index before, unless somebody changed that entry since.
+func (idx index) unname(name string, e entry, before index) index {
+	same := func(o entry) bool { return o.name == name && o.desc.Digest == e.desc.Digest }
+	i := slices.IndexFunc(idx, same)
+	if i < 0 || slices.ContainsFunc(before, same) {
+		return idx
+	}
+	idx = slices.Delete(idx, i, i+1)
+	for _, o := range before {
+		if name != "" && o.name == name || o.name == "" && o.desc.Digest == e.desc.Digest {
+			idx = idx.name(o.name, o)
+		}
+	}
+	return idx
+}
+
+// finish ends the lease and returns the image: the point of no return is behind.
+func (b *bringing) finish(steps *undo.Stack) (*Image, error) {
+	steps.Done()
+	if err := b.lease.release(); err != nil {
+		return nil, err
+	}
+	return b.result()
+}
+
+// result looks the image up.
+func (b *bringing) result() (*Image, error) {
+	if len(b.names) > 0 {
+		return b.s.Get(b.names[0])
+	}
+	return b.s.Get(string(b.entry.id))
+}
+
+// counter tells how far a stream is.
+type counter struct {
+	r    io.Reader
+	n    int64
+	step func(n int64)
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	c.step(c.n)
+	return n, err
+}
+
+// progress passes events on, at most every progressEvery for each layer's moving ones.
+type progress struct {
+	f    func(Progress)
+	last sync.Map // layer+status -> *atomic.Int64, nanoseconds
+}
+
+const progressEvery = 100 * time.Millisecond
+
+func newProgress(f func(Progress)) *progress { return &progress{f: f} }
+
+func (p *progress) image(status string) {
+	if p.f != nil {
+		p.f(Progress{Status: status})
+	}
+}
+
+func (p *progress) event(d digest.Digest, status string, done, total int64) {
+	if p.f != nil {
+		p.f(Progress{ID: short(d), Status: status, Done: done, Total: total})
+	}
+}
+
+func (p *progress) moving(d digest.Digest, status string, done, total int64) {
+	if p.f == nil {
+		return
+	}
+	v, _ := p.last.LoadOrStore(string(d)+status, new(atomic.Int64))
+	last, now := v.(*atomic.Int64), time.Now().UnixNano()
+	if was := last.Load(); now-was >= int64(progressEvery) && last.CompareAndSwap(was, now) {
+		p.event(d, status, done, total)
+	}
+}

@@ -1,0 +1,405 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/reference"
+	"github.com/onggi/onggi/registry"
+	"github.com/onggi/onggi/undo"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Removed is one step of a removal, as `docker rmi` prints it.
+type Removed struct{ Untagged, Deleted string }
+
+// Remove removes a name and, with its last name, the image, its blobs and the layers that no other image needs.
+// inUse says whether a container still needs an image. Conflict when in use (unless only a name goes), or when an id
+// with several names is removed without force. With force an image that is in use loses its names and stays.
+//
+// A caller that makes a container of an image writes its own record first and looks the image up (Get) afterwards: then
+// either inUse sees the record, or Get fails.
+func (s *Store) Remove(ctx context.Context, nameOrID string, force bool, inUse func(digest.Digest) bool) (_ []Removed, err error) {
+	defer func() {
+		if err != nil && errdefs.As(err).Op == "" {
+			err = &errdefs.Error{Op: "remove the image", What: nameOrID, Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
+		}
+	}()
+	if inUse == nil {
+		inUse = func(digest.Digest) bool { return false }
+	}
+	if err := s.recover(ctx); err != nil {
+		return nil, err
+	}
+	steps := undo.New("image")
+	var l *lease
+	defer func() {
+		if err != nil && l != nil { // what is not needed any more goes in any case; what still is stays
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+			defer cancel()
+			err = errors.Join(err, l.drop(ctx))
+		}
+	}()
+	if err := steps.Do("lease", func() (err error) { l, err = s.newLease(ctx); return err }, nil); err != nil {
+		return nil, err
+	}
+
+	var out []Removed
+	var gone index
+	untag := func() error {
+		return s.change(ctx, func(idx index) (next index, err error) {
+			next, gone, out, err = idx.remove(nameOrID, force, inUse)
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range gone {
+				refs, err := s.references(e)
+				if err != nil {
+					return nil, err
+				}
+				if err := l.note(refs); err != nil {
+					return nil, err
+				}
+			}
+			return next, nil
+		})
+	}
+	if err := steps.Do("untag", untag, nil); err != nil {
+		return nil, err
+	}
+	err = steps.Do("collect", func() error {
+		deleted, err := s.collect(ctx, l.held, l)
+		if len(gone) > 0 {
+			out = append(out, Removed{Deleted: string(gone[0].id)})
+		}
+		for _, d := range deleted {
+			out = append(out, Removed{Deleted: string(d)})
+		}
+		return err
+	}, nil)
+	if err != nil {
+		return out, err
+	}
+	return out, l.release()
+}
+
+// remove returns the index without what nameOrID means, the entries of an image that is gone with it, and what to say.
+func (idx index) remove(nameOrID string, force bool, inUse func(digest.Digest) bool) (next, gone index, said []Removed, err error) {
+	found, err := idx.find(nameOrID)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	hit := found[0]
+	conflict := func(why, fix string) (index, index, []Removed, error) {
+		return nil, nil, nil, &errdefs.Error{Op: "remove the image", What: nameOrID, Kind: errdefs.Conflict, Why: why, Fix: fix}
+	}
+	var names []reference.Reference
+	for _, e := range found {
+		if ref, err := reference.Parse(e.name); e.name != "" && err == nil && !slices.Contains(names, ref) {
+			names = append(names, ref)
+		}
+	}
+	byName := hit.named(nameOrID)
+	if byName && len(names) > 1 {
+		ref, _ := reference.Parse(hit.name)
+		return idx.without(hit), nil, []Removed{{Untagged: ref.Familiar()}}, nil
+	}
+	if !byName && len(names) > 1 && !force && !oneRepository(names) {
+		list := make([]string, len(names))
+		for i, n := range names {
+			list[i] = n.Familiar()
+		}
+		return conflict("it has several names: "+strings.Join(list, ", "), "remove the names, or all of it with --force")
+	}
+	used := inUse(hit.id)
+	if used && !force {
+		return conflict("a container uses it", "remove the container first (onggi ps -a), or only the names with --force")
+	}
+	for _, e := range found {
+		idx = idx.without(e)
+		if ref, err := reference.Parse(e.name); e.name != "" && err == nil {
+			said = append(said, Removed{Untagged: ref.Familiar()})
+			if ref.Digest == "" {
+				by := reference.Reference{Domain: ref.Domain, Path: ref.Path, Digest: e.target.Digest}
+				if r := (Removed{Untagged: by.Familiar()}); !slices.Contains(said, r) {
+					said = append(said, r)
+				}
+			}
+		}
+	}
+	if used {
+		return idx.name("", hit), nil, said, nil
+	}
+	return idx, found, said, nil
+}
+
+// named reports whether nameOrID meant the entry by its name, and not by its id.
+func (e entry) named(nameOrID string) bool {
+	ref, err := reference.Parse(nameOrID)
+	return err == nil && e.name != "" && (e.name == ref.String() || ref.Digest != "" && e.hasDigest(ref))
+}
+
+// oneRepository: docker removes an id that has one tag, and the digests of the same repository.
+func oneRepository(names []reference.Reference) bool {
+	tags := 0
+	for _, n := range names {
+		if n.Repository() != names[0].Repository() {
+			return false
+		}
+		if n.Tag != "" {
+			tags++
+		}
+	}
+	return tags <= 1
+}
+
+func (idx index) without(gone entry) index {
+	return slices.DeleteFunc(slices.Clone(idx), func(e entry) bool {
+		return e.name == gone.name && e.desc.Digest == gone.desc.Digest
+	})
+}
+
+// note is add for a caller that holds the index lock.
+func (l *lease) note(ds []digest.Digest) error {
+	var b strings.Builder
+	for _, d := range ds {
+		b.WriteString(string(d) + "\n")
+		l.held[d] = true
+	}
+	if _, err := l.f.WriteString(b.String()); err != nil {
+		return &errdefs.Error{Op: "write the lease", What: l.path, Kind: errdefs.KindOf(err), Err: err}
+	}
+	return nil
+}
+
+// references lists the blobs and layers that an entry keeps: index, manifest, configuration, layers' blobs, layers. What
+// is damaged or missing has no references: an image without its configuration cannot be run anyway.
+func (s *Store) references(e entry) ([]digest.Digest, error) {
+	all := []digest.Digest{e.desc.Digest, e.target.Digest}
+	config := e.id
+	docs := []ocispec.Descriptor{e.desc, e.target}
+	for i := 0; i < len(docs) && i < maxPlatforms; i++ {
+		b, err := s.content.ReadAll(ocispec.Descriptor{Digest: docs[i].Digest}, registry.MaxManifest)
+		if ok, err := present(err); err != nil {
+			return nil, err
+		} else if !ok {
+			continue
+		}
+		doc, err := parseDocument("", b)
+		switch {
+		case err != nil:
+		case doc.manifest != nil:
+			config = doc.manifest.Config.Digest
+			all = append(all, config)
+			for _, l := range doc.manifest.Layers {
+				all = append(all, l.Digest)
+			}
+		case doc.index != nil:
+			for _, d := range doc.index.Manifests {
+				if _, err := s.content.Stat(d.Digest); err == nil && !slices.Contains(all, d.Digest) {
+					all = append(all, d.Digest)
+					docs = append(docs, d)
+				}
+			}
+		}
+	}
+	if config == "" {
+		return all, nil
+	}
+	b, err := s.content.ReadAll(ocispec.Descriptor{Digest: config}, maxConfig)
+	if ok, err := present(err); err != nil || !ok {
+		return all, err
+	}
+	if c, err := parseConfig(b); err == nil {
+		all = append(append(all, config), c.RootFS.DiffIDs...)
+	}
+	return all, nil
+}
+
+// present sorts the errors of reading a blob: not there or damaged is an answer, anything else stops.
+func present(err error) (bool, error) {
+	switch {
+	case err == nil:
+		return true, nil
+	case errdefs.Is(err, errdefs.NotFound), errdefs.Is(err, errdefs.Corrupt), errdefs.Is(err, errdefs.Exhausted):
+		return false, nil
+	}
+	return false, err
+}
+
+// needed lists all that names, and leases of living processes other than own, rely on. Precondition: the index lock is
+// held.
+func (s *Store) needed(own *lease) (map[digest.Digest]bool, error) {
+	need, _, _, err := s.leases(own)
+	if err != nil {
+		return nil, err
+	}
+	idx, err := s.readIndex()
+	if err != nil {
+		return nil, err
+	}
+	seen := map[[3]digest.Digest]bool{}
+	for _, e := range idx {
+		k := [3]digest.Digest{e.desc.Digest, e.target.Digest, e.id}
+		if seen[k] {
+			continue
+		}
+		seen[k] = true
+		refs, err := s.references(e)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range refs {
+			need[d] = true
+		}
+	}
+	return need, nil
+}
+
+// collect removes those of the candidates that nothing needs: blobs under the index lock, layers under their own ones. It
+// returns the layers that it removed. A layer that somebody has locked right now is left to them: they have a lease.
+func (s *Store) collect(ctx context.Context, candidates map[digest.Digest]bool, own *lease) (removed []digest.Digest, err error) {
+	var layers []digest.Digest
+	locks := map[digest.Digest]*lock{}
+	defer func() {
+		for _, l := range locks {
+			l.release()
+		}
+	}()
+	for d := range candidates {
+		if _, err := s.snapshots.Layer(d); err != nil {
+			if errdefs.Is(err, errdefs.NotFound) {
+				continue
+			}
+			if !errdefs.Is(err, errdefs.Corrupt) {
+				return nil, err
+			}
+		}
+		l, err := s.lockLayer(ctx, d, false)
+		if err == errBusy {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		locks[d] = l
+		layers = append(layers, d)
+	}
+	slices.Sort(layers)
+	need, err := s.dropBlobs(ctx, candidates, own)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range layers {
+		if need[d] {
+			continue
+		}
+		if err := s.snapshots.RemoveLayer(ctx, d); err != nil {
+			return removed, err
+		}
+		removed = append(removed, d)
+	}
+	return removed, nil
+}
+
+// dropBlobs removes the candidates' blobs that are not needed, under the index lock, and says what is needed.
+func (s *Store) dropBlobs(ctx context.Context, candidates map[digest.Digest]bool, own *lease) (map[digest.Digest]bool, error) {
+	l, err := s.lockIndex(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer l.release()
+	need, err := s.needed(own)
+	if err != nil {
+		return nil, err
+	}
+	for d := range candidates {
+		if !need[d] {
+			if err := s.content.Delete(d); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := os.Remove(s.indexPath() + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return need, nil
+}
+
+// Sweep removes blobs and layers that no name needs and no running pull holds, and what dead processes left.
+func (s *Store) Sweep(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("sweep the image store: %w", err)
+		}
+	}()
+	dead, err := s.deadLeases(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.content.Sweep(ctx); err != nil {
+		return err
+	}
+	if err := s.snapshots.Sweep(ctx); err != nil {
+		return err
+	}
+	if err := s.sweepLocks(); err != nil {
+		return err
+	}
+	candidates := map[digest.Digest]bool{}
+	if err := s.content.Walk(func(d digest.Digest, _ int64) error { candidates[d] = true; return nil }); err != nil {
+		return err
+	}
+	layers, err := s.snapshots.Layers()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		candidates[l.DiffID] = true
+	}
+	// Most are needed: leave those out before their locks are taken. Asked again under the locks.
+	l, err := s.lockIndex(ctx)
+	if err != nil {
+		return err
+	}
+	need, err := s.needed(nil)
+	l.release()
+	if err != nil {
+		return err
+	}
+	for d := range need {
+		delete(candidates, d)
+	}
+	if _, err = s.collect(ctx, candidates, nil); err != nil {
+		return err
+	}
+	return dead.retire()
+}
+
+// sweepLocks removes lock files that nobody holds: those of processes that were killed.
+func (s *Store) sweepLocks() error {
+	dir := filepath.Join(s.dir, "locks")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		l, err := acquire(context.Background(), filepath.Join(dir, e.Name()), false)
+		if err == errBusy {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		l.release()
+	}
+	return nil
+}

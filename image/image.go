@@ -12,8 +12,9 @@
 // Many processes use one store at once. Reading takes no lock. What changes the names, and what removes blobs, holds
 // the index lock for as long as that takes. What brings an image in holds a lease: a locked file that lists the digests
 // it relies on, written before it looks whether they are there. What removes looks at the names and the leases of
-// living processes first. A layer is made and removed under its own lock, so it is fetched once however many pulls
-// want it. The lease of a process that died says what it may have left: the next one to come removes that.
+// living processes first. Layers are made in package snapshot's batches, whose locks see to it that a layer is fetched
+// once however many pulls want it. The lease of a process that died says what it may have left: the next one to come
+// removes that.
 package image
 
 import (
@@ -34,18 +35,16 @@ import (
 
 // Store is the images of one root directory.
 type Store struct {
-	dir       string // lock, locks/ and leases/
+	dir       string // lock and leases/
 	content   *content.Store
 	snapshots *snapshot.Store
 }
 
-// Open opens or makes the store; content and snapshot lie in the same root. dir holds locks and leases, and may be the
+// Open opens or makes the store; content and snapshot lie in the same root. dir holds the lock and the leases, and may be the
 // content store's own directory; index.json is always in the latter, since it is part of the layout.
 func Open(dir string, c *content.Store, s *snapshot.Store) (*Store, error) {
-	for _, d := range []string{"locks", "leases"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, &errdefs.Error{Op: "open the image store", What: dir, Kind: errdefs.KindOf(err), Err: err}
-		}
+	if err := os.MkdirAll(filepath.Join(dir, "leases"), 0o700); err != nil {
+		return nil, &errdefs.Error{Op: "open the image store", What: dir, Kind: errdefs.KindOf(err), Err: err}
 	}
 	return &Store{dir: dir, content: c, snapshots: s}, nil
 }

@@ -302,9 +302,14 @@ func (idx index) match(nameOrID string) (entry, error) {
 	}
 	if err == nil && !(fullID && strings.HasPrefix(nameOrID, "sha256:")) {
 		name := ref.String()
-		for _, e := range idx {
-			if e.id != "" && (e.name == name || ref.Digest != "" && e.hasDigest(ref)) {
-				return e, nil
+		for _, is := range []func(entry) bool{
+			func(e entry) bool { return e.name == name },
+			func(e entry) bool { return ref.Digest != "" && e.hasDigest(ref) },
+		} {
+			for _, e := range idx {
+				if e.id != "" && is(e) {
+					return e, nil
+				}
 			}
 		}
 	}

@@ -466,4 +466,3 @@ func (a *spool) loadOne(ctx context.Context, b *bringing, steps *undo.Stack, con
 	}
 	return b.nameIt(ctx, steps)
 }
-

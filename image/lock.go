@@ -20,88 +20,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lock is a held file lock. It belongs to the open file, so two goroutines exclude each other as two processes do, and
-// it ends with its process.
-type lock struct {
-	f    *os.File
-	keep bool // the file stays
-}
+// lock is the held index lock. It belongs to the open file, so two goroutines exclude each other as two processes do,
+// and it ends with its process.
+type lock struct{ f *os.File }
 
-// errBusy: somebody else holds the lock.
-var errBusy = errors.New("held by another process")
-
-// lockIndex waits for the lock under which index.json changes, leases are written and blobs are removed. It is held for
-// milliseconds.
+// lockIndex waits for the lock under which index.json changes, leases are written, and blobs and layers are removed. It
+// is held for milliseconds, and no other lock is taken while it is held. It is asked for again and again rather than
+// slept for in flock, which a context could not end.
 func (s *Store) lockIndex(ctx context.Context) (*lock, error) {
-	l, err := acquire(ctx, filepath.Join(s.dir, "lock"), true)
-	if err != nil {
+	fail := func(err error) (*lock, error) {
 		return nil, &errdefs.Error{Op: "lock the image index", What: s.dir, Kind: errdefs.KindOf(err), Err: err}
 	}
-	l.keep = true
-	return l, nil
-}
-
-// lockLayer takes the lock under which the layer is made or removed; without wait, errBusy when somebody has it.
-// Lock order: a layer's lock before the index lock; several layers' locks only without waiting.
-func (s *Store) lockLayer(ctx context.Context, diffID digest.Digest, wait bool) (*lock, error) {
-	if err := content.Check(diffID); err != nil {
-		return nil, err
+	f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fail(err)
 	}
-	l, err := acquire(ctx, filepath.Join(s.dir, "locks", diffID.Algorithm().String()+"-"+diffID.Encoded()), wait)
-	if err != nil && err != errBusy {
-		return nil, &errdefs.Error{Op: "lock the layer", What: string(diffID), Kind: errdefs.KindOf(err), Err: err}
-	}
-	return l, err
-}
-
-// acquire takes a lock file. It asks again and again rather than sleeping in flock, which a context could not end.
-func acquire(ctx context.Context, path string, wait bool) (*lock, error) {
-	pause := time.Millisecond
-	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return nil, err
+	for pause := time.Millisecond; ; pause = min(pause*2, 20*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return &lock{f}, nil
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && isStill(f, path) {
-			return &lock{f: f}, nil
-		}
-		_ = f.Close()
-		switch {
-		case err == nil, errors.Is(err, unix.EINTR):
-			continue // the file was removed by its last holder: lock the new one
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
-		case !wait:
-			return nil, errBusy
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = f.Close()
+			return fail(err)
 		}
 		t := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return nil, ctx.Err()
+			_ = f.Close()
+			return fail(ctx.Err())
 		case <-t.C:
 		}
-		pause = min(pause*2, 25*time.Millisecond)
 	}
 }
 
-// isStill reports whether path names f.
-func isStill(f *os.File, path string) bool {
-	a, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	b, err := os.Lstat(path)
-	return err == nil && os.SameFile(a, b)
-}
-
-func (l *lock) release() {
-	if !l.keep {
-		_ = os.Remove(l.f.Name()) // while it is held; who waits for it notices (isStill)
-	}
-	_ = l.f.Close()
-}
+// release may be called again.
+func (l *lock) release() { _ = l.f.Close() }
 
 // lease says which blobs and layers a running operation relies on. The file is locked as long as the process lives.
 type lease struct {

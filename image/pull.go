@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/reference"
 	"github.com/onggi/onggi/registry"
+	"github.com/onggi/onggi/snapshot"
 	"github.com/onggi/onggi/undo"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -319,37 +320,59 @@ func (b *bringing) fetchConfig(ctx context.Context) error {
 	return b.lease.add(ctx, b.config.RootFS.DiffIDs...)
 }
 
-// fetchLayers brings all layers in, the largest first: the last one to end decides when the pull ends.
-func (b *bringing) fetchLayers(ctx context.Context) error {
+// fetchLayers brings in the layers that are not here, all at once: fetched, verified, unpacked, and then made visible
+// together after one sync. Another process that is bringing in one of them is waited for; then that layer is here.
+func (b *bringing) fetchLayers(ctx context.Context) (err error) {
+	for _, l := range b.manifest.Layers {
+		b.progress.event(l.Digest, "Pulling fs layer", 0, 0)
+	}
+	batch, err := b.s.snapshots.Batch(ctx, b.config.RootFS.DiffIDs)
+	if err != nil {
+		return err
+	}
+	f := &fetching{bringing: b, batch: batch, turns: make(chan struct{}, max(2, runtime.NumCPU()))}
+	defer func() { err = errors.Join(err, f.close()) }()
+	missing := batch.Missing()
 	var order []int
-	seen := map[digest.Digest]bool{}
 	for i, d := range b.config.RootFS.DiffIDs {
-		if !seen[d] {
-			seen[d] = true
+		if !slices.Contains(missing, d) {
+			b.progress.event(b.manifest.Layers[i].Digest, "Already exists", 0, 0)
+		} else if slices.Index(b.config.RootFS.DiffIDs, d) == i {
 			order = append(order, i)
-			b.progress.event(b.manifest.Layers[i].Digest, "Pulling fs layer", 0, 0)
 		}
 	}
+	// The largest first: the last one to end decides when the pull ends.
 	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(b.manifest.Layers[j].Size, b.manifest.Layers[i].Size) })
+	if err := f.all(ctx, order); err != nil {
+		return err
+	}
+	steps := undo.New("image")
+	return steps.Do("commit", func() error { return f.commit(ctx) }, nil)
+}
+
+// fetching is the layers of one image on their way in.
+type fetching struct {
+	*bringing
+	batch *snapshot.Batch
+	turns chan struct{} // of unpacking, which is bound by the processors
+
+	mu    sync.Mutex
+	blobs []*content.Ingest // verified, to be committed; guarded by mu
+}
+
+// all brings the layers with the given positions in; the first error ends the others.
+func (f *fetching) all(ctx context.Context, order []int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	unpacks := make(chan struct{}, max(2, runtime.NumCPU()))
 	var (
 		wg    sync.WaitGroup
-		mu    sync.Mutex
-		first error // guarded by mu
+		first error
+		once  sync.Once
 	)
 	for _, i := range order {
 		wg.Go(func() {
-			err := b.layer(ctx, b.manifest.Layers[i], b.config.RootFS.DiffIDs[i], unpacks)
-			if err == nil {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if first == nil {
-				first = err
-				cancel(err)
+			if err := f.layer(ctx, f.manifest.Layers[i], f.config.RootFS.DiffIDs[i]); err != nil {
+				once.Do(func() { first = err; cancel(err) })
 			}
 		})
 	}
@@ -357,34 +380,40 @@ func (b *bringing) fetchLayers(ctx context.Context) error {
 	return first
 }
 
-// layer makes one layer present: nothing is to do when it is there, else from its blob here, else from the source. The
-// layer's lock comes before any turn, so who has a turn never waits for another process.
-func (b *bringing) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, unpacks chan struct{}) error {
-	held, err := b.s.lockLayer(ctx, diffID, false)
-	if err == errBusy {
-		b.progress.event(desc.Digest, "Waiting", 0, desc.Size)
-		held, err = b.s.lockLayer(ctx, diffID, true)
-	}
-	if err != nil {
+// commit makes the layers visible, then their blobs. The sync of the layers has written the blobs' data, too.
+func (f *fetching) commit(ctx context.Context) error {
+	if err := f.batch.Commit(ctx); err != nil {
 		return err
 	}
-	defer held.release()
-	if _, err := b.s.snapshots.Layer(diffID); err == nil {
-		b.progress.event(desc.Digest, "Already exists", 0, 0)
-		return nil
-	} else if !errdefs.Is(err, errdefs.NotFound) {
-		return err
-	}
-	if n, err := b.s.content.Stat(desc.Digest); err == nil && n == desc.Size {
-		err := b.unpackStored(ctx, desc, diffID, unpacks)
-		if !errdefs.Is(err, errdefs.Corrupt) || !b.s.damaged(desc) {
-			return err // also when the configuration is wrong about a good blob, which others may need
-		}
-		if err := b.s.content.Delete(desc.Digest); err != nil {
+	for _, w := range f.blobs {
+		if _, err := w.Commit(ctx); err != nil {
 			return err
 		}
 	}
-	return b.fetchAndUnpack(ctx, desc, diffID, unpacks)
+	return nil
+}
+
+// close gives up what is not committed.
+func (f *fetching) close() error {
+	errs := []error{f.batch.Close()}
+	for _, w := range f.blobs {
+		errs = append(errs, w.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// layer unpacks one layer: from its blob when that is here, else from the source.
+func (f *fetching) layer(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
+	if n, err := f.s.content.Stat(desc.Digest); err == nil && n == desc.Size {
+		err := f.unpackStored(ctx, desc, diffID)
+		if !errdefs.Is(err, errdefs.Corrupt) || !f.s.damaged(desc) {
+			return err // also when the configuration is wrong about a good blob, which others may need
+		}
+		if err := f.s.content.Delete(desc.Digest); err != nil {
+			return err
+		}
+	}
+	return f.fetchAndUnpack(ctx, desc, diffID)
 }
 
 // damaged reads a whole blob to see whether it is what its name says.
@@ -399,92 +428,92 @@ func (s *Store) damaged(desc ocispec.Descriptor) bool {
 }
 
 // unpackStored unpacks a layer whose blob is here.
-func (b *bringing) unpackStored(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, unpacks chan struct{}) error {
+func (f *fetching) unpackStored(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
 	steps := undo.New("image")
 	err := steps.Do("unpack", func() error {
-		r, err := b.s.content.Open(desc)
+		r, err := f.s.content.Open(desc)
 		if err != nil {
 			return err
 		}
 		defer r.Close()
-		return b.unpack(ctx, desc, diffID, r, unpacks)
+		return f.unpack(ctx, desc, diffID, r)
 	}, nil)
 	if err == nil {
-		b.progress.event(desc.Digest, b.complete, desc.Size, desc.Size)
+		f.progress.event(desc.Digest, f.complete, desc.Size, desc.Size)
 	}
 	return err
 }
 
 // unpack waits for its turn and unpacks what r gives.
-func (b *bringing) unpack(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, r io.Reader, unpacks chan struct{}) error {
+func (f *fetching) unpack(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, r io.Reader) error {
 	select {
-	case unpacks <- struct{}{}:
-		defer func() { <-unpacks }()
+	case f.turns <- struct{}{}:
+		defer func() { <-f.turns }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	_, err := b.s.snapshots.Unpack(ctx, diffID, &counter{r: r, step: func(n int64) { b.progress.moving(desc.Digest, "Extracting", n, desc.Size) }})
+	_, err := f.batch.Unpack(ctx, diffID, &counter{r: r, step: func(n int64) { f.progress.moving(desc.Digest, "Extracting", n, desc.Size) }})
 	return err
 }
 
-// fetchAndUnpack downloads a layer into the blob store and unpacks it while it arrives. The unpacked layer becomes
-// visible only after the whole blob has arrived with the right digest: until then its reader sees no end.
-func (b *bringing) fetchAndUnpack(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, unpacks chan struct{}) (err error) {
+// fetchAndUnpack downloads a layer into the blob store and unpacks it while it arrives. Its unpacking cannot end before
+// the whole blob has arrived with the right digest: until then the reader sees no end.
+func (f *fetching) fetchAndUnpack(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) (err error) {
 	steps := undo.New("image")
 	defer steps.Undo(&err)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-
-	w, err := b.s.content.Begin(ctx, desc)
+	w, err := f.s.content.Begin(ctx, desc)
 	if err != nil {
 		return err
 	}
-	defer w.Close()
-	var r io.ReadCloser
-	var done func()
-	err = steps.Do("fetch", func() (err error) {
-		r, done, err = b.source.layer(ctx, desc)
-		return err
-	}, w.Close)
-	if err != nil {
-		return err
-	}
+	steps.Push("ingest", w.Close)
 	fetched := make(chan error, 1)
-	go func() {
-		defer done()
-		err := b.fetch(w, r, desc)
+	err = steps.Do("fetch", func() error {
+		r, done, err := f.source.layer(ctx, desc)
 		if err != nil {
-			_ = w.Abort(err) // the unpack ends with this reason,
-			cancel(err)      // also when it still waits for its turn
+			return err
 		}
-		fetched <- err
-	}()
+		go func() {
+			defer done()
+			err := f.fetch(w, r, desc)
+			if err != nil {
+				_ = w.Abort(err) // the unpack ends with this reason,
+				cancel(err)      // also when it still waits for its turn
+			}
+			fetched <- err
+		}()
+		return nil
+	}, func() error { cancel(context.Canceled); <-fetched; return nil })
+	if err != nil {
+		return err
+	}
 	err = steps.Do("unpack", func() error {
-		err := b.unpack(ctx, desc, diffID, w.Follow(ctx), unpacks)
+		err := f.unpack(ctx, desc, diffID, w.Follow(ctx))
 		if err != nil {
 			cancel(err)
 		}
-		return err
+		ferr := <-fetched
+		fetched <- ferr
+		if ferr != nil && !errors.Is(ferr, context.Canceled) {
+			return ferr // the cause, of which the unpack's error is the effect
+		}
+		return cmp.Or(err, ferr)
 	}, nil)
 	if err != nil {
-		cancel(err)
-	}
-	if ferr := <-fetched; ferr != nil && !errors.Is(ferr, context.Canceled) {
-		err = ferr // the cause, of which the unpack's error is the effect
-	}
-	if err != nil {
 		return err
 	}
-	if err := steps.Do("commit", func() error { _, err := w.Commit(ctx); return err }, nil); err != nil {
-		return err
-	}
-	b.progress.event(desc.Digest, b.complete, desc.Size, desc.Size)
+	steps.Done()
+	f.mu.Lock()
+	f.blobs = append(f.blobs, w)
+	f.mu.Unlock()
+	f.progress.event(desc.Digest, f.complete, desc.Size, desc.Size)
 	return nil
 }
 
-func (b *bringing) fetch(w *content.Ingest, r io.Reader, desc ocispec.Descriptor) error {
+func (f *fetching) fetch(w *content.Ingest, r io.Reader, desc ocispec.Descriptor) error {
 	buf := make([]byte, fetchBuffer)
-	src := &counter{r: r, step: func(n int64) { b.progress.moving(desc.Digest, "Downloading", n, desc.Size) }}
+	src := &counter{r: r, step: func(n int64) { f.progress.moving(desc.Digest, "Downloading", n, desc.Size) }}
 	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, buf); err != nil {
 		return err
 	}
@@ -493,7 +522,7 @@ func (b *bringing) fetch(w *content.Ingest, r io.Reader, desc ocispec.Descriptor
 		e.Fix = "try again; if it stays, the registry's data are damaged"
 		return &e
 	}
-	b.progress.event(desc.Digest, "Download complete", desc.Size, desc.Size)
+	f.progress.event(desc.Digest, "Download complete", desc.Size, desc.Size)
 	return nil
 }
 
@@ -576,7 +605,7 @@ func (idx index) unname(name string, e entry, before index) index {
 	if i < 0 || slices.ContainsFunc(before, same) {
 		return idx
 	}
-	idx = slices.Delete(idx, i, i+1)
+	idx = slices.Delete(slices.Clone(idx), i, i+1)
 	for _, o := range before {
 		if name != "" && o.name == name || o.name == "" && o.desc.Digest == e.desc.Digest {
 			idx = idx.name(o.name, o)

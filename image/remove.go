@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -264,54 +263,13 @@ func (s *Store) needed(own *lease) (map[digest.Digest]bool, error) {
 	return need, nil
 }
 
-// collect removes those of the candidates that nothing needs: blobs under the index lock, layers under their own ones. It
-// returns the layers that it removed. A layer that somebody has locked right now is left to them: they have a lease.
+// collect removes those of the candidates that nothing needs, and returns the layers among them. Nobody sees a blob or
+// a layer go whose lease was written before: both go under the index lock, the layers by rename. Only the deletion of
+// their files comes after it.
 func (s *Store) collect(ctx context.Context, candidates map[digest.Digest]bool, own *lease) (removed []digest.Digest, err error) {
-	var layers []digest.Digest
-	locks := map[digest.Digest]*lock{}
-	defer func() {
-		for _, l := range locks {
-			l.release()
-		}
-	}()
-	for d := range candidates {
-		if _, err := s.snapshots.Layer(d); err != nil {
-			if errdefs.Is(err, errdefs.NotFound) {
-				continue
-			}
-			if !errdefs.Is(err, errdefs.Corrupt) {
-				return nil, err
-			}
-		}
-		l, err := s.lockLayer(ctx, d, false)
-		if err == errBusy {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		locks[d] = l
-		layers = append(layers, d)
+	if len(candidates) == 0 {
+		return nil, nil
 	}
-	slices.Sort(layers)
-	need, err := s.dropBlobs(ctx, candidates, own)
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range layers {
-		if need[d] {
-			continue
-		}
-		if err := s.snapshots.RemoveLayer(ctx, d); err != nil {
-			return removed, err
-		}
-		removed = append(removed, d)
-	}
-	return removed, nil
-}
-
-// dropBlobs removes the candidates' blobs that are not needed, under the index lock, and says what is needed.
-func (s *Store) dropBlobs(ctx context.Context, candidates map[digest.Digest]bool, own *lease) (map[digest.Digest]bool, error) {
 	l, err := s.lockIndex(ctx)
 	if err != nil {
 		return nil, err
@@ -322,16 +280,23 @@ func (s *Store) dropBlobs(ctx context.Context, candidates map[digest.Digest]bool
 		return nil, err
 	}
 	for d := range candidates {
-		if !need[d] {
-			if err := s.content.Delete(d); err != nil {
-				return nil, err
-			}
+		if need[d] {
+			continue
+		}
+		if err := s.content.Delete(d); err != nil {
+			return nil, err
+		}
+		if _, err := s.snapshots.Layer(d); !errdefs.Is(err, errdefs.NotFound) { // a damaged one goes, too
+			removed = append(removed, d)
 		}
 	}
+	slices.Sort(removed)
+	empty, err := s.snapshots.TakeOut(removed)
 	if err := os.Remove(s.indexPath() + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	return need, nil
+	l.release()
+	return removed, errors.Join(err, empty())
 }
 
 // Sweep removes blobs and layers that no name needs and no running pull holds, and what dead processes left.
@@ -351,9 +316,6 @@ func (s *Store) Sweep(ctx context.Context) (err error) {
 	if err := s.snapshots.Sweep(ctx); err != nil {
 		return err
 	}
-	if err := s.sweepLocks(); err != nil {
-		return err
-	}
 	candidates := map[digest.Digest]bool{}
 	if err := s.content.Walk(func(d digest.Digest, _ int64) error { candidates[d] = true; return nil }); err != nil {
 		return err
@@ -365,41 +327,8 @@ func (s *Store) Sweep(ctx context.Context) (err error) {
 	for _, l := range layers {
 		candidates[l.DiffID] = true
 	}
-	// Most are needed: leave those out before their locks are taken. Asked again under the locks.
-	l, err := s.lockIndex(ctx)
-	if err != nil {
-		return err
-	}
-	need, err := s.needed(nil)
-	l.release()
-	if err != nil {
-		return err
-	}
-	for d := range need {
-		delete(candidates, d)
-	}
 	if _, err = s.collect(ctx, candidates, nil); err != nil {
 		return err
 	}
 	return dead.retire()
-}
-
-// sweepLocks removes lock files that nobody holds: those of processes that were killed.
-func (s *Store) sweepLocks() error {
-	dir := filepath.Join(s.dir, "locks")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		l, err := acquire(context.Background(), filepath.Join(dir, e.Name()), false)
-		if err == errBusy {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		l.release()
-	}
-	return nil
 }

@@ -361,6 +361,41 @@ func (s *Store) RemoveLayer(ctx context.Context, diffID digest.Digest) error {
 	return nil
 }
 
+// TakeOut moves layers, and the chains that hold them, out of the store by rename: when it returns they are not there any
+// more, and a caller that holds a lock of its own may let it go. empty then deletes their files, which takes longer; who
+// dies before that leaves them to Sweep. The caller knows that nobody uses the layers or is unpacking them. Layers that
+// are not there are passed over.
+func (s *Store) TakeOut(diffIDs []digest.Digest) (empty func() error, err error) {
+	var names []string
+	empty = func() error {
+		var errs []error
+		for _, n := range names {
+			errs = append(errs, s.removeAll(trashDir, n))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return s.fail("empty the trash of", s.dir, err)
+		}
+		return nil
+	}
+	for _, d := range diffIDs {
+		if err := check(d); err != nil {
+			return empty, err
+		}
+		name, err := s.toTrash(layerPath(d))
+		if err != nil {
+			return empty, s.fail("remove the layer", string(d), err)
+		}
+		if name == "" {
+			continue
+		}
+		names = append(names, name)
+		if err := s.removeChainsOf(d); err != nil {
+			return empty, s.fail("remove the layer", string(d), err)
+		}
+	}
+	return empty, nil
+}
+
 // removeChainsOf removes the chains that hold a layer.
 func (s *Store) removeChainsOf(diffID digest.Digest) error {
 	names, err := os.ReadDir(s.path(chainsDir))

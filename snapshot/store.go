@@ -297,19 +297,28 @@ func (s *Store) removeAll(dir, name string) error {
 // throwAway moves path (relative to the store) into trash/ and removes it there: whoever is interrupted leaves only
 // what Sweep removes. Not there is not an error.
 func (s *Store) throwAway(path string) error {
+	name, err := s.toTrash(path)
+	if name == "" {
+		return err
+	}
+	return s.removeAll(trashDir, name)
+}
+
+// toTrash moves path into trash/ and returns its name there, "" when there was nothing.
+func (s *Store) toTrash(path string) (string, error) {
 	// MkdirTemp gives a name that no other process uses; rename(2) replaces the empty directory.
 	to, err := os.MkdirTemp(s.path(trashDir), "")
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := unix.Rename(s.path(path), to); err != nil { // os.Rename would refuse a directory that is there
 		_ = os.Remove(to)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+			return "", nil
 		}
-		return err
+		return "", err
 	}
-	return s.removeAll(trashDir, filepath.Base(to))
+	return filepath.Base(to), nil
 }
 
 func syncDir(path string) error {

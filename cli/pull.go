@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/onggi/onggi/engine"
@@ -106,7 +107,8 @@ func (a *app) pull(ctx context.Context, e *engine.Engine, name string, p *ocispe
 	if old, err := store.Get(ref.String()); err == nil {
 		before = old.Target.Digest.String()
 	}
-	o := image.PullOptions{Platform: p, Registry: registry.New(registry.Options{PlainHTTP: plainHTTP, UserAgent: "onggi/" + Version})}
+	o := image.PullOptions{Platform: p, Registry: registry.New(registry.Options{PlainHTTP: plainHTTP, UserAgent: "onggi/" + Version,
+		Credentials: registry.DockerCredentials(dockerConfigDir())})}
 	if to == nil {
 		return store.Pull(ctx, ref, o)
 	}
@@ -129,4 +131,16 @@ func (a *app) pull(ctx context.Context, e *engine.Engine, name string, p *ocispe
 		fmt.Fprintf(to, "Status: Downloaded newer image for %s\n", ref.Familiar())
 	}
 	return img, nil
+}
+
+// dockerConfigDir is where docker keeps what it is logged in with, or "".
+func dockerConfigDir() string {
+	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
+		return dir
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(home, ".docker")
 }

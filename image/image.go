@@ -71,7 +71,7 @@ type PullOptions struct {
 
 // Progress is one event of a transfer. A layer's Downloading and Extracting events come at most every 100 ms.
 type Progress struct {
-	ID     string // short id of the layer; "" for the image as a whole
+	ID     string // short id of the layer
 	Status string // "Pulling fs layer", "Downloading", "Extracting", "Pull complete", "Already exists" as docker says
 	Done   int64  // bytes
 	Total  int64  // bytes; 0 unknown

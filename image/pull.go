@@ -54,7 +54,6 @@ func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions
 	var target ocispec.Descriptor
 	if ref.Digest != "" {
 		if img := s.unchanged(ref, ocispec.Descriptor{Digest: ref.Digest}, want); img != nil {
-			p.image("Status: Image is up to date for " + ref.Familiar())
 			return img, nil
 		}
 	}
@@ -62,14 +61,7 @@ func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions
 	if err := steps.Do("resolve", resolve, nil); err != nil {
 		return nil, err
 	}
-	what := ref.Tag
-	if what == "" {
-		what = string(ref.Digest)
-	}
-	p.image(what + ": Pulling from " + familiarPath(ref))
 	if img := s.unchanged(ref, target, want); img != nil {
-		p.image("Digest: " + string(target.Digest))
-		p.image("Status: Image is up to date for " + ref.Familiar())
 		return img, nil
 	}
 
@@ -81,12 +73,8 @@ func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions
 	if err := b.bring(ctx, steps, target); err != nil {
 		return nil, err
 	}
-	p.image("Digest: " + string(target.Digest))
-	p.image("Status: Downloaded newer image for " + ref.Familiar())
 	return b.finish(steps)
 }
-
-func familiarPath(ref reference.Reference) string { return ref.Path }
 
 // pullError says of every failure which pull it was.
 func pullError(ref reference.Reference, err error) error {
@@ -164,9 +152,12 @@ func (f *fromRegistry) config(ctx context.Context, desc ocispec.Descriptor) ([]b
 		return nil, err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, desc.Size+1)) // the size is bounded: checkManifest
-	if err != nil {
+	b := make([]byte, desc.Size) // bounded: checkManifest
+	if _, err := io.ReadFull(r, b); err != nil {
 		return nil, err
+	}
+	if n, err := r.Read(make([]byte, 1)); n > 0 || err != io.EOF {
+		return nil, cmp.Or(err, error(malformed("the configuration "+string(desc.Digest), "it has more than its %d bytes", desc.Size)))
 	}
 	h := content.NewHash(desc.Digest)
 	h.Write(b)
@@ -654,12 +645,6 @@ type progress struct {
 const progressEvery = 100 * time.Millisecond
 
 func newProgress(f func(Progress)) *progress { return &progress{f: f} }
-
-func (p *progress) image(status string) {
-	if p.f != nil {
-		p.f(Progress{Status: status})
-	}
-}
 
 func (p *progress) event(d digest.Digest, status string, done, total int64) {
 	if p.f != nil {

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -158,7 +157,7 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 	for try := 0; ; try++ {
 		resp, err = c.http.Do(req)
 		if err == nil {
-			body, err = io.ReadAll(io.LimitReader(resp.Body, maxToken+1))
+			body, err = readAtMost(resp.Body, maxToken)
 			_ = resp.Body.Close()
 		}
 		if err != nil && context.Cause(ctx) == errStalled {
@@ -172,6 +171,9 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 			req.Body, _ = req.GetBody() // of a strings.Reader: never fails
 		}
 	}
+	if errdefs.Is(err, errdefs.Exhausted) {
+		return fail(errdefs.Corrupt, "its token server "+clean(realm.Host)+" sends more than a token", nil)
+	}
 	if err != nil {
 		e := *errdefs.As(c.networkError("log in at", ref, err))
 		if e.Kind == errdefs.Unavailable {
@@ -180,8 +182,6 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 		return "", &e
 	}
 	switch said := parseError(body[:min(len(body), maxErrorBody)]); {
-	case len(body) > maxToken:
-		return fail(errdefs.Corrupt, "its token server sends more than a token", nil)
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusBadRequest:
 		return fail(errdefs.Unauthorized, fmt.Sprintf("its token server %s refuses (%d) %s", clean(realm.Host), resp.StatusCode, said), nil)
 	case resp.StatusCode != http.StatusOK:

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -36,19 +35,19 @@ type dockerConfig struct {
 	CredsStore  string            `json:"credsStore"`
 }
 
-// DockerCredentials reads docker's configuration ($DOCKER_CONFIG/config.json, or ~/.docker/config.json), and asks the
-// credential helper that it names for the registry. Nothing is written. Without an entry the result is the zero
-// Credential.
-func DockerCredentials(ctx context.Context, registry string) (Credential, error) {
-	dir := os.Getenv("DOCKER_CONFIG")
-	if dir == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return Credential{}, nil // nobody's configuration: anonymous
+// DockerCredentials returns a function for Options.Credentials that reads config.json in docker's configuration
+// directory ($DOCKER_CONFIG, or ~/.docker; "" is none), and asks the credential helper that it names for the registry. Nothing is
+// written. Without an entry the result is the zero Credential.
+func DockerCredentials(dir string) func(ctx context.Context, registry string) (Credential, error) {
+	return func(ctx context.Context, registry string) (Credential, error) {
+		if dir == "" {
+			return Credential{}, nil // not the working directory's config.json
 		}
-		dir = filepath.Join(home, ".docker")
+		return readDockerConfig(ctx, filepath.Join(dir, "config.json"), registry)
 	}
-	path := filepath.Join(dir, "config.json")
+}
+
+func readDockerConfig(ctx context.Context, path, registry string) (Credential, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return Credential{}, nil
@@ -57,12 +56,12 @@ func DockerCredentials(ctx context.Context, registry string) (Credential, error)
 		return Credential{}, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	b, err := readAtMost(f, maxConfig)
 	if err != nil {
 		return Credential{}, err
 	}
 	var cfg dockerConfig
-	if err := json.Unmarshal(b, &cfg); err != nil || len(b) > maxConfig {
+	if err := json.Unmarshal(b, &cfg); err != nil {
 		return Credential{}, &errdefs.Error{Op: "read", What: path, Kind: errdefs.InvalidArgument,
 			Why: "it is not a docker configuration", Fix: "correct or remove it", Err: err}
 	}

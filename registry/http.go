@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -182,8 +183,19 @@ func readError(r *http.Response, limit time.Duration) string {
 	t := time.AfterFunc(limit, func() { _ = r.Body.Close() })
 	defer t.Stop()
 	defer r.Body.Close()
-	b, _ := io.ReadAll(io.LimitReader(r.Body, maxErrorBody)) // what did arrive is worth showing
+	b, _ := readAtMost(r.Body, maxErrorBody) // what did arrive is worth showing
 	return parseError(b)
+}
+
+// readAtMost reads to the end, or returns the first limit bytes and an error of kind Exhausted.
+func readAtMost(r io.Reader, limit int64) ([]byte, error) {
+	var b bytes.Buffer
+	n, err := b.ReadFrom(io.LimitReader(r, limit+1))
+	if n > limit {
+		b.Truncate(int(limit))
+		err = &errdefs.Error{Kind: errdefs.Exhausted, Why: fmt.Sprintf("there are more than the %d bytes that are allowed", limit)}
+	}
+	return b.Bytes(), err
 }
 
 // parseError reads the error document of distribution-spec ("Error Codes"), or plain text.
@@ -327,7 +339,7 @@ func (c *Client) networkError(op string, ref reference.Reference, err error) err
 	case errors.Is(err, http.ErrSchemeMismatch):
 		e.Kind = errdefs.Forbidden
 		e.Why = where + " speaks plain HTTP, which is only used for loopback addresses and registries that are listed for it"
-		e.Fix = "give the registry TLS, or list it as a plain-HTTP registry"
+		e.Fix = "give the registry TLS, or if you trust the network between: onggi pull --plain-http " + ref.Domain + " " + ref.Familiar()
 	case errors.Is(err, syscall.ECONNREFUSED):
 		e.Why = where + ": nobody listens there"
 		e.Fix = "check the address and port, and that the registry runs"

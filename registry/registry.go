@@ -7,14 +7,13 @@
 // the caller's context; a blob that breaks off goes on where it stopped.
 //
 // Authentication (RFC 7235, distribution-spec's token flow) is anonymous, basic, or by bearer token, as the registry
-// asks for it; credentials come from docker's config.json and its helpers unless Options say otherwise, and are read
-// only when a registry asks. What a registry says in an error reaches the user without control characters, and short.
+// asks for it; credentials come from whoever made the client (DockerCredentials reads docker's config.json and its
+// helpers), and are asked for only when a registry asks. What a registry says in an error reaches the user without control characters, and short.
 package registry
 
 import (
 	"context"
 	"fmt"
-	"io"
 	"mime"
 	"net"
 	"net/http"
@@ -55,7 +54,7 @@ type Options struct {
 	PlainHTTP []string // registries ("host:port") reached without TLS besides loopback ones
 	UserAgent string
 	// Credentials returns what to log in with at a registry ("docker.io", "127.0.0.1:5000"); the zero Credential means
-	// anonymous. It is called when a registry asks. nil: DockerCredentials.
+	// anonymous. It is called when a registry asks. nil: anonymous everywhere; see DockerCredentials.
 	Credentials func(ctx context.Context, registry string) (Credential, error)
 	// StallTimeout ends a request that gets no answer, or a body that does not move, for so long. Zero: 30 s.
 	StallTimeout time.Duration
@@ -95,7 +94,7 @@ func New(o Options) *Client {
 		o.Retries = defaultRetries
 	}
 	if o.Credentials == nil {
-		o.Credentials = DockerCredentials
+		o.Credentials = func(context.Context, string) (Credential, error) { return Credential{}, nil }
 	}
 	c := &Client{o: o, base: 200 * time.Millisecond, tls: map[string]bool{}}
 	c.http = &http.Client{
@@ -186,12 +185,12 @@ func (c *Client) get(ctx context.Context, ref reference.Reference, desc ocispec.
 		return ocispec.Descriptor{}, nil, err
 	}
 	defer r.close()
-	body, err := io.ReadAll(io.LimitReader(r.Body, MaxManifest+1))
+	body, err := readAtMost(r.Body, MaxManifest)
+	if errdefs.Is(err, errdefs.Exhausted) {
+		return fail(errdefs.Exhausted, fmt.Sprintf("it has more than the %d bytes that are allowed", MaxManifest), "")
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, nil, c.networkError("fetch the manifest of", ref, err)
-	}
-	if len(body) > MaxManifest {
-		return fail(errdefs.Exhausted, fmt.Sprintf("it has more than the %d bytes that are allowed", MaxManifest), "")
 	}
 	told := digest.Digest(r.Header.Get("Docker-Content-Digest"))
 	want := desc.Digest

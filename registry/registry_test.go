@@ -532,7 +532,7 @@ func TestNobodyThere(t *testing.T) {
 
 func TestDockerCredentials(t *testing.T) {
 	dir := t.TempDir()
-	t.Setenv("DOCKER_CONFIG", dir)
+	ask := DockerCredentials(dir)
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	write := func(name, text string, mode os.FileMode) {
 		t.Helper()
@@ -540,7 +540,7 @@ func TestDockerCredentials(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if cred, err := DockerCredentials(bg, "docker.io"); err != nil || !cred.zero() {
+	if cred, err := ask(bg, "docker.io"); err != nil || !cred.zero() {
 		t.Errorf("without a file: %v, %v", cred, err)
 	}
 	write("docker-credential-jar", `#!/bin/sh
@@ -569,13 +569,13 @@ echo '{"ServerURL":"x","Username":"<token>","Secret":"from '"$host"'"}'
 		"evil.example.org":   {Credential{}, errdefs.InvalidArgument},
 		"bad.example.org":    {Credential{}, errdefs.InvalidArgument},
 	} {
-		cred, err := DockerCredentials(bg, host)
+		cred, err := ask(bg, host)
 		if cred != want.cred || errdefs.KindOf(err) != want.kind {
 			t.Errorf("%s: got %+v, %v; want %+v, %v", host, cred, err, want.cred, want.kind)
 		}
 	}
 	write("config.json", `{"auths":`, 0o600)
-	if _, err := DockerCredentials(bg, "docker.io"); !errdefs.Is(err, errdefs.InvalidArgument) {
+	if _, err := ask(bg, "docker.io"); !errdefs.Is(err, errdefs.InvalidArgument) {
 		t.Errorf("a broken file: %v", err)
 	}
 }

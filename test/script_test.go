@@ -1,0 +1,287 @@
+package test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+// TestScripts runs the stories of the command line (script/*.txt), each on a store of its own that already holds the image
+// "busybox". Besides testscript's commands a story has:
+//
+//	onggi ARGS              run onggi; ! onggi for one that must fail
+//	code N COMMAND          run a command that must exit with N
+//	capture NAME            set $NAME to the last stdout
+//	eventually COMMAND      repeat a command until it succeeds, for 10 s
+//	pty FILE N COMMAND      run a command on a new terminal, by the dialogue in FILE; it must exit with N and give the
+//	                        terminal back as it was
+//	nothing                 no container, monitor, control group, mount or run directory of this store is left
+func TestScripts(t *testing.T) {
+	tar := busyboxTar(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "script",
+		Setup: func(e *testscript.Env) error {
+			dir, err := os.MkdirTemp("/var/tmp", "onggi-test.")
+			if err != nil {
+				return err
+			}
+			root, run := filepath.Join(dir, "root"), filepath.Join(dir, "run")
+			e.Setenv("ONGGI_ROOT", root)
+			e.Setenv("ONGGI_RUN_ROOT", run)
+			e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			e.Setenv("LC_ALL", "C.UTF-8")
+			e.Setenv("TERM", "xterm")
+			e.Setenv("BUSYBOX_TAR", tar)
+			e.Defer(func() {
+				if out, err := onggiIn(e.Vars, "ps", "-aq"); err == nil && strings.TrimSpace(out) != "" {
+					_, _ = onggiIn(e.Vars, append([]string{"rm", "-fv"}, strings.Fields(out)...)...)
+				}
+				if err := os.RemoveAll(dir); err != nil {
+					e.T().Log("cannot remove the store:", err)
+					e.T().FailNow()
+				}
+			})
+			out, err := onggiIn(e.Vars, "import", "-c", `CMD ["sh"]`, tar, "busybox")
+			if err != nil {
+				return fmt.Errorf("import: %w: %s", err, out)
+			}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "nothing": scriptNothing,
+		},
+	})
+}
+
+// onggiIn runs onggi outside of a story's own commands.
+func onggiIn(env []string, args ...string) (string, error) {
+	c := exec.Command(filepath.Join(bin, "onggi"), args...)
+	c.Env = env
+	c.WaitDelay = 10 * time.Second
+	out, err := c.CombinedOutput()
+	return string(out), err
+}
+
+func scriptOnggi(ts *testscript.TestScript, neg bool, args []string) {
+	err := ts.Exec("onggi", args...)
+	if neg == (err == nil) {
+		ts.Fatalf("onggi %q: %v", args, err)
+	}
+}
+
+func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: code N COMMAND")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	if got := exitCode(ts.Exec(args[1], args[2:]...)); got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+func exitCode(err error) int {
+	var x *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &x):
+		return x.ExitCode()
+	}
+	return -1
+}
+
+func scriptCapture(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: capture NAME")
+	}
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
+
+func scriptEventually(ts *testscript.TestScript, neg bool, args []string) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(25 * time.Millisecond) {
+		err := ts.Exec(args[0], args[1:]...)
+		if neg == (err != nil) {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("%q: %v", args, err)
+		}
+	}
+}
+
+// scriptPty plays a dialogue. Its lines:
+//
+//	expect TEXT      wait until the terminal shows TEXT
+//	send "TEXT"      type TEXT, a Go string
+//	size ROWS COLS   resize the window
+//	signal NUMBER    send the command a signal
+//	wait SECONDS     do nothing
+func scriptPty(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: pty FILE N COMMAND")
+	}
+	want, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	master, replica, err := newPty()
+	if err != nil {
+		ts.Fatalf("no pseudo-terminal: %v", err)
+	}
+	defer master.Close()
+	ts.Check(unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}))
+	before, err := unix.IoctlGetTermios(int(replica.Fd()), unix.TCGETS)
+	ts.Check(err)
+	c := exec.Command(filepath.Join(bin, args[2]), args[3:]...)
+	c.Env = []string{}
+	for _, name := range []string{"ONGGI_ROOT", "ONGGI_RUN_ROOT", "PATH", "LC_ALL", "TERM", "NO_COLOR"} {
+		if v := ts.Getenv(name); v != "" {
+			c.Env = append(c.Env, name+"="+v)
+		}
+	}
+	c.Stdin, c.Stdout, c.Stderr = replica, replica, replica
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	ts.Check(c.Start())
+	defer func() { _ = c.Process.Kill(); _ = c.Wait() }()
+	show := newScreen(master)
+	for _, line := range strings.Split(strings.TrimSpace(ts.ReadFile(args[0])), "\n") {
+		verb, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch verb {
+		case "expect":
+			if err := show.wait(rest); err != nil {
+				ts.Fatalf("%v", err)
+			}
+		case "send":
+			text, err := strconv.Unquote(rest)
+			ts.Check(err)
+			_, err = master.WriteString(text)
+			ts.Check(err)
+		case "size":
+			var w unix.Winsize
+			_, err := fmt.Sscan(rest, &w.Row, &w.Col)
+			ts.Check(err)
+			ts.Check(unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &w)) // the kernel sends SIGWINCH
+		case "signal":
+			n, err := strconv.Atoi(rest)
+			ts.Check(err)
+			ts.Check(c.Process.Signal(syscall.Signal(n)))
+		case "wait":
+			d, err := strconv.ParseFloat(rest, 64)
+			ts.Check(err)
+			time.Sleep(time.Duration(d * float64(time.Second)))
+		default:
+			ts.Fatalf("the dialogue has no %q", verb)
+		}
+	}
+	timer := time.AfterFunc(20*time.Second, func() { _ = c.Process.Kill() })
+	got := exitCode(c.Wait())
+	timer.Stop()
+	show.drain()
+	ts.Logf("[terminal]\n%s", show.text())
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+	after, err := unix.IoctlGetTermios(int(replica.Fd()), unix.TCGETS)
+	ts.Check(err)
+	if *before != *after {
+		ts.Fatalf("the terminal was not given back as it was: %+v, before %+v", after, before)
+	}
+	_ = replica.Close()
+}
+
+func newPty() (master, replica *os.File, err error) {
+	master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		replica, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	}
+	return master, replica, err
+}
+
+// wait is expect for stories.
+func (s *screen) wait(want string) error {
+	deadline := time.After(10 * time.Second)
+	for {
+		if i := bytes.Index(s.seen.Bytes(), []byte(want)); i >= 0 {
+			s.seen.Next(i + len(want))
+			return nil
+		}
+		select {
+		case b, ok := <-s.lines:
+			if !ok {
+				return fmt.Errorf("the terminal closed before it showed %q:\n%s", want, s.text())
+			}
+			s.seen.Write(b)
+		case <-deadline:
+			return fmt.Errorf("the terminal does not show %q within 10 s:\n%s", want, s.text())
+		}
+	}
+}
+
+// drain takes what has been shown so far.
+func (s *screen) drain() {
+	for {
+		select {
+		case b, ok := <-s.lines:
+			if !ok {
+				return
+			}
+			s.seen.Write(b)
+		case <-time.After(50 * time.Millisecond):
+			return
+		}
+	}
+}
+
+// scriptNothing looks for what a store's containers may have left. What ends in the background gets 10 s.
+func scriptNothing(ts *testscript.TestScript, neg bool, args []string) {
+	root, run := ts.Getenv("ONGGI_ROOT"), ts.Getenv("ONGGI_RUN_ROOT")
+	var found []string
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(25 * time.Millisecond) {
+		found = nil
+		for _, dir := range []string{filepath.Join(root, "containers"), filepath.Join(root, "names"), filepath.Join(root, "snapshots", "containers"),
+			filepath.Join(run, "containers"), filepath.Join(run, "pending"), filepath.Join(run, "runtime")} {
+			entries, _ := os.ReadDir(dir)
+			for _, e := range entries {
+				if !strings.HasPrefix(e.Name(), ".") {
+					found = append(found, filepath.Join(dir, e.Name()))
+				}
+			}
+		}
+		if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+			for _, l := range strings.Split(string(b), "\n") {
+				if strings.Contains(l, filepath.Dir(root)+"/") {
+					found = append(found, "mount "+l)
+				}
+			}
+		}
+		processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, p := range processes {
+			if b, err := os.ReadFile(p); err == nil && bytes.Contains(b, []byte(run+"/")) {
+				found = append(found, "process "+string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
+			}
+		}
+		if len(found) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("left:\n%s", strings.Join(found, "\n"))
+		}
+	}
+}

@@ -41,7 +41,8 @@ func (e *Engine) Create(ctx context.Context, c Config, pull PullFunc) (_ *Contai
 
 // create does record -> image -> snapshot. It returns the container locked, in state creating, with its reversals on
 // steps; the lock outlives them, so that nobody sweeps what is being taken back.
-func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *undo.Stack) (h *held, err error) {
+func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *undo.Stack) (_ *held, err error) {
+	var h *held // not a named result: the reversals look at it after an error has been returned
 	c, err = normalize(c)
 	if err != nil {
 		return nil, err

@@ -239,7 +239,12 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack) (*S
 		if o.attached() {
 			// Promised before the start: `true` has ended before any later word arrives. It costs no time, because the
 			// container is being created meanwhile.
-			err = client.Mine(ctx)
+			if err = client.Mine(ctx); err != nil {
+				// It may have failed already: why is the better news.
+				if _, e := client.Created(ctx); e != nil {
+					err = e
+				}
+			}
 		}
 		if err == nil {
 			r.Pid, err = client.Created(ctx)

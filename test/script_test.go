@@ -26,6 +26,7 @@ import (
 //	eventually COMMAND      repeat a command until it succeeds, for 10 s
 //	pty FILE N COMMAND      run a command on a new terminal, by the dialogue in FILE; it must exit with N and give the
 //	                        terminal back as it was
+//	[hello]                 the binaries hold the image onggi/hello
 //	nothing                 no container, monitor, control group, mount or run directory of this store is left
 func TestScripts(t *testing.T) {
 	tar := busyboxTar(t)
@@ -57,6 +58,13 @@ func TestScripts(t *testing.T) {
 				return fmt.Errorf("import: %w: %s", err, out)
 			}
 			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "hello" {
+				return false, fmt.Errorf("unknown condition")
+			}
+			_, err := os.Stat("../cmd/onggi/embedded/hello.tar")
+			return err == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "nothing": scriptNothing,
@@ -111,14 +119,32 @@ func scriptCapture(ts *testscript.TestScript, _ bool, args []string) {
 
 func scriptEventually(ts *testscript.TestScript, neg bool, args []string) {
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(25 * time.Millisecond) {
-		err := ts.Exec(args[0], args[1:]...)
+		c := command(ts, args)
+		out, err := c.CombinedOutput()
 		if neg == (err != nil) {
 			return
 		}
 		if time.Now().After(end) {
-			ts.Fatalf("%q: %v", args, err)
+			ts.Fatalf("%q: %v\n%s", args, err, out)
 		}
 	}
+}
+
+// command is a command with a story's environment, for what ts.Exec cannot do.
+func command(ts *testscript.TestScript, args []string) *exec.Cmd {
+	name := args[0]
+	if name == "onggi" {
+		name = filepath.Join(bin, name)
+	}
+	c := exec.Command(name, args[1:]...)
+	c.Dir = ts.Getenv("WORK")
+	c.WaitDelay = 10 * time.Second
+	for _, name := range []string{"ONGGI_ROOT", "ONGGI_RUN_ROOT", "PATH", "LC_ALL", "TERM", "NO_COLOR", "WORK"} {
+		if v := ts.Getenv(name); v != "" {
+			c.Env = append(c.Env, name+"="+v)
+		}
+	}
+	return c
 }
 
 // scriptPty plays a dialogue. Its lines:
@@ -142,13 +168,7 @@ func scriptPty(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}))
 	before, err := unix.IoctlGetTermios(int(replica.Fd()), unix.TCGETS)
 	ts.Check(err)
-	c := exec.Command(filepath.Join(bin, args[2]), args[3:]...)
-	c.Env = []string{}
-	for _, name := range []string{"ONGGI_ROOT", "ONGGI_RUN_ROOT", "PATH", "LC_ALL", "TERM", "NO_COLOR"} {
-		if v := ts.Getenv(name); v != "" {
-			c.Env = append(c.Env, name+"="+v)
-		}
-	}
+	c := command(ts, args[2:])
 	c.Stdin, c.Stdout, c.Stderr = replica, replica, replica
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	ts.Check(c.Start())

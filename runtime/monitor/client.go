@@ -29,18 +29,19 @@ type Client struct {
 	created, started, failed, exited event
 	gone                             event // the connection has ended
 
-	mu      sync.Mutex // over all below
-	pid     int
-	at      time.Time
-	spans   []undo.Span
-	err     error // of failed
-	exit    *Exit
-	goneErr error
-	lastID  uint32
-	waiting map[uint32]chan error
-	mine    bool
-	closed  bool
-	status  func() string // how the monitor's process ended; nil when it is not our child
+	mu       sync.Mutex // over all below
+	pid      int
+	warnings []string
+	at       time.Time
+	spans    []undo.Span
+	err      error // of failed
+	exit     *Exit
+	goneErr  error
+	lastID   uint32
+	waiting  map[uint32]chan error
+	mine     bool
+	closed   bool
+	status   func() string // how the monitor's process ended; nil when it is not our child
 }
 
 // event happens once.
@@ -251,7 +252,7 @@ func (c *Client) listen() {
 		c.mu.Lock()
 		switch m.Op {
 		case "created":
-			c.pid = m.Pid
+			c.pid, c.warnings = m.Pid, m.Warnings
 			c.created.happen()
 		case "started":
 			c.at, c.spans = m.At, m.Spans
@@ -374,6 +375,13 @@ func (c *Client) Created(ctx context.Context) (pid int, err error) {
 		return 0, c.err
 	}
 	return c.pid, nil
+}
+
+// Warnings are what the runtime had to clamp or leave out, in words for the user. After Created.
+func (c *Client) Warnings() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.warnings
 }
 
 // Start starts the user's command and returns when it is executing. Its error's kind is CommandNotFound or NotExecutable

@@ -90,5 +90,8 @@ type Consoler interface {
 	Console() *os.File
 }
 
+// Warner is a Process whose creation had to clamp or leave out something: what, in words for the user.
+type Warner interface{ Warnings() []string }
+
 // Creator makes the container of cfg, with its first process waiting for Start.
 type Creator func(ctx context.Context, cfg *Config, stdio Stdio) (Process, error)

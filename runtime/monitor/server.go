@@ -92,7 +92,8 @@ type server struct {
 	proc      Process
 	io        *stdio
 	pid       int
-	started   *message // the event, for clients that come late
+	made      *message // the events, for clients that come late
+	started   *message
 	failure   *message
 	exit      Exit
 	exited    bool // exit is complete
@@ -239,8 +240,12 @@ func (s *server) live(create Creator) {
 	} else {
 		s.mu.Lock()
 		s.phase = created
+		s.made = &message{Op: "created", Pid: s.pid}
+		if w, ok := proc.(Warner); ok {
+			s.made.Warnings = w.Warnings()
+		}
 		s.io.run()
-		s.tell(&message{Op: "created", Pid: s.pid})
+		s.tell(s.made)
 		s.mu.Unlock()
 	}
 	for {
@@ -468,8 +473,8 @@ func (s *server) accept() {
 			continue
 		}
 		s.peers[p] = true
-		if s.pid != 0 {
-			_ = c.send(&message{Op: "created", Pid: s.pid}, false)
+		if s.made != nil {
+			_ = c.send(s.made, false)
 		}
 		if s.started != nil {
 			_ = c.send(s.started, false)

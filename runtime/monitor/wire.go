@@ -22,22 +22,23 @@ const (
 // message is one packet in either direction; Op says which fields are set.
 //
 //	to the monitor    start | attach(streams) + descriptors | resize(width, height) | signal(signal) | mine | done
-//	from the monitor  created(pid) | started(at, spans) | failed(error) | exited(exit) | reply(error)
+//	from the monitor  created(pid, warnings) | started(at, spans) | failed(error) | exited(exit) | reply(error)
 //
 // Each request but done is answered by a reply with its id. Events have no id; a client that connects late gets those
 // that have happened. "done" is said by a client that has promised to clean up and has done so.
 type message struct {
-	Op      string         `json:"op"`
-	ID      uint32         `json:"id,omitempty"`
-	Streams []string       `json:"streams,omitempty"`
-	Width   uint16         `json:"width,omitempty"`
-	Height  uint16         `json:"height,omitempty"`
-	Signal  int            `json:"signal,omitempty"`
-	Pid     int            `json:"pid,omitempty"`
-	At      time.Time      `json:"at,omitzero"`
-	Spans   []undo.Span    `json:"spans,omitempty"`
-	Exit    *Exit          `json:"exit,omitempty"`
-	Error   *errdefs.Error `json:"error,omitempty"`
+	Op       string         `json:"op"`
+	ID       uint32         `json:"id,omitempty"`
+	Streams  []string       `json:"streams,omitempty"`
+	Width    uint16         `json:"width,omitempty"`
+	Height   uint16         `json:"height,omitempty"`
+	Signal   int            `json:"signal,omitempty"`
+	Pid      int            `json:"pid,omitempty"`
+	Warnings []string       `json:"warnings,omitempty"`
+	At       time.Time      `json:"at,omitzero"`
+	Spans    []undo.Span    `json:"spans,omitempty"`
+	Exit     *Exit          `json:"exit,omitempty"`
+	Error    *errdefs.Error `json:"error,omitempty"`
 }
 
 // conn is one end of a SOCK_SEQPACKET connection, non-blocking and in the runtime's poller.

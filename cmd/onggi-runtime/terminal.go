@@ -56,7 +56,7 @@ func (r *relay) copy(from, to *os.File, done chan struct{}) {
 }
 
 func (r *relay) resize() {
-	if ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ); err == nil {
+	if ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ); err == nil && ws.Row != 0 {
 		_ = unix.IoctlSetWinsize(int(r.master.Fd()), unix.TIOCSWINSZ, ws)
 	}
 }

@@ -191,13 +191,18 @@ func (c *Container) spawnHook(h *runspec.Hook, stdin, output *os.File) (int, err
 		}
 	}
 	in := &plan.Input{Spec: spec, Fds: plan.Fds{Report: 3, Gate: -1, Join: []plan.Join{{Type: "all", FD: 4}}}}
-	a.plan = plan.BuildHook(in, h)
+	root, err := unix.Open("/proc/"+strconv.Itoa(c.pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(root) //nolint:errcheck // a handle
+	a.plan = plan.BuildHook(in, h, 5)
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return 0, err
 	}
 	defer unix.Close(p[0]) //nolint:errcheck // read only
-	a.fds = []int{int(stdin.Fd()), int(output.Fd()), int(output.Fd()), p[1], pidfd}
+	a.fds = []int{int(stdin.Fd()), int(output.Fd()), int(output.Fd()), p[1], pidfd, root}
 	pid, err := spawn(a)
 	_ = unix.Close(p[1])
 	if err != nil {

@@ -125,11 +125,15 @@ func BuildExec(in *Input) (*Plan, error) {
 	return c.plan(), nil
 }
 
-// BuildHook compiles the execution of a hook inside the namespaces of in.Fds.Join.
-func BuildHook(in *Input, h *runspec.Hook) *Plan {
+// BuildHook compiles the execution of a hook inside the namespaces of in.Fds.Join. root is the descriptor of the
+// container's process's root: before it pivots that is the host's tree as its mount namespace has it, where the paths
+// of createContainer hooks are resolved; joining the mount namespace alone would lead to what was attached over "/".
+func BuildHook(in *Input, h *runspec.Hook, root int) *Plan {
 	c := &compiler{builder: newBuilder(32), in: in, spec: in.Spec, linux: in.Spec.Linux, joined: true}
 	c.begin()
 	c.join()
+	c.op(unix.SYS_FCHDIR, "enter", "the container's root", num(root))
+	c.op(unix.SYS_CHROOT, "change root", "", c.s("."))
 	args := h.Args
 	if len(args) == 0 {
 		args = []string{h.Path}

@@ -122,7 +122,7 @@ var calls = [...]call{
 	{unix.SYS_CAPGET, "capget", 2}, {unix.SYS_CAPSET, "capset", 2}, {unix.SYS_CHDIR, "chdir", 1}, {unix.SYS_CHROOT, "chroot", 1},
 	{unix.SYS_CLOCK_GETTIME, "clock_gettime", 2}, {unix.SYS_CLONE, "clone", 1}, {unix.SYS_CLOSE, "close", 1},
 	{unix.SYS_CLOSE_RANGE, "close_range", 3}, {unix.SYS_DUP3, "dup3", 3}, {unix.SYS_EXECVE, "execve", 3},
-	{unix.SYS_EXIT_GROUP, "exit_group", 1}, {unix.SYS_FCHDIR, "fchdir", 1}, {unix.SYS_FCHMODAT, "fchmodat", 3},
+	{unix.SYS_FACCESSAT, "faccessat", 3}, {unix.SYS_EXIT_GROUP, "exit_group", 1}, {unix.SYS_FCHDIR, "fchdir", 1}, {unix.SYS_FCHMODAT, "fchmodat", 3},
 	{unix.SYS_FCHOWN, "fchown", 3}, {unix.SYS_FCHOWNAT, "fchownat", 5}, {unix.SYS_FSCONFIG, "fsconfig", 5},
 	{unix.SYS_FSMOUNT, "fsmount", 3}, {unix.SYS_FSOPEN, "fsopen", 2}, {unix.SYS_FSTATFS, "fstatfs", 2},
 	{unix.SYS_GETCWD, "getcwd", 2}, {unix.SYS_GETGROUPS, "getgroups", 2}, {unix.SYS_GETPID, "getpid", 0},

@@ -74,6 +74,7 @@ func (c *compiler) process() error {
 	c.op(unix.SYS_CLOSE_RANGE, "close descriptors on exec", "", num(3+c.in.Fds.Preserve), word(0x7fffffff), num(unix.CLOSE_RANGE_CLOEXEC))
 	c.phase("process")
 	if c.in.Fds.Gate >= 0 {
+		c.find(p)
 		c.op(unix.SYS_PRCTL, "name the process", "", num(unix.PR_SET_NAME), c.s("onggi-created"))
 		c.sendTimes()
 		c.tell(MessageCreated, "that the container is created")
@@ -379,15 +380,67 @@ func (c *compiler) reaper(caps *capSets, bare bool) {
 	c.land(command)
 }
 
-// execute tries the command in each directory of PATH, as execvp(3): a file that may not be executed does not end the
-// search but is the answer when nothing else is found.
-func (c *compiler) execute(p *runspec.Process) {
-	env := p.Env
-	search, home := DefaultPath, false
-	for _, e := range env {
+// candidates are the paths at which the command is looked for.
+func candidates(p *runspec.Process) []string {
+	name := p.Args[0]
+	if strings.IndexByte(name, '/') >= 0 {
+		return []string{name}
+	}
+	search := DefaultPath
+	for _, e := range p.Env {
 		if v, ok := strings.CutPrefix(e, "PATH="); ok {
 			search = v
 		}
+	}
+	paths := strings.Split(search, ":")
+	for i, dir := range paths {
+		if dir == "" {
+			dir = "."
+		}
+		paths[i] = dir + "/" + name
+	}
+	return paths
+}
+
+// find fails before the gate when there is no such command, because engines expect that of create: as the user, a file
+// that may be executed and is no directory.
+func (c *compiler) find(p *runspec.Process) {
+	name := p.Args[0]
+	var found []int
+	var results []cell
+	for _, f := range candidates(p) {
+		r, st := c.cell(), c.room(256)
+		at := c.s(f)
+		o := c.op(unix.SYS_FACCESSAT, "execute", name, num(unix.AT_FDCWD), at, num(unix.X_OK))
+		o.ErrMask, o.ErrDst = searchOn, uint64(r)
+		no := len(c.ops) - 1
+		c.op(unix.SYS_STATX, "look at", f, num(unix.AT_FDCWD), at, num(0), num(unix.STATX_TYPE), st.addr())
+		found = append(found, c.unless("type of "+f, (st+24).get(), word(unix.S_IFDIR<<32), unix.S_IFMT<<32))
+		c.op(sys.OpCompute, "note", "that it is a directory", num(int(unix.EACCES)), num(0), num(0xff), num(0)).Dst = uint64(r)
+		c.land(no)
+		results = append(results, r)
+	}
+	c.notFound(name, results)
+	c.land(found...)
+}
+
+// searchOn are the failures after which execvp(3) looks in the next directory.
+var searchOn = errnos(int(unix.ENOENT), int(unix.ENOTDIR), int(unix.EACCES), int(unix.ENAMETOOLONG), int(unix.ELOOP))
+
+// notFound ends the program: a file that may not be executed is the answer when nothing else was found.
+func (c *compiler) notFound(name string, results []cell) {
+	for _, r := range results {
+		other := c.unless("why not", r.get(), num(int(unix.EACCES)), ^uint64(0))
+		c.fail("execute", name, int(unix.EACCES))
+		c.land(other)
+	}
+	c.fail("execute", name, int(unix.ENOENT))
+}
+
+// execute tries the command in each directory of PATH, as execvp(3).
+func (c *compiler) execute(p *runspec.Process) {
+	env, home := p.Env, false
+	for _, e := range env {
 		if v, ok := strings.CutPrefix(e, "HOME="); ok && v != "" {
 			home = true
 		}
@@ -401,21 +454,12 @@ func (c *compiler) execute(p *runspec.Process) {
 		c.op(unix.SYS_EXECVE, "execute", name, c.s(name), buf(argv), buf(envp))
 		return
 	}
-	goOn := errnos(int(unix.ENOENT), int(unix.ENOTDIR), int(unix.EACCES), int(unix.ENAMETOOLONG), int(unix.ELOOP))
 	var results []cell
-	for _, dir := range strings.Split(search, ":") {
-		if dir == "" {
-			dir = "."
-		}
+	for _, f := range candidates(p) {
 		r := c.cell()
-		o := c.op(unix.SYS_EXECVE, "execute", name, c.s(dir+"/"+name), buf(argv), buf(envp))
-		o.ErrMask, o.ErrDst = goOn, uint64(r)
+		o := c.op(unix.SYS_EXECVE, "execute", name, c.s(f), buf(argv), buf(envp))
+		o.ErrMask, o.ErrDst = searchOn, uint64(r)
 		results = append(results, r)
 	}
-	for _, r := range results {
-		other := c.unless("why not", r.get(), num(int(unix.EACCES)), ^uint64(0))
-		c.fail("execute", name, int(unix.EACCES))
-		c.land(other)
-	}
-	c.fail("execute", name, int(unix.ENOENT))
+	c.notFound(name, results)
 }

@@ -1,0 +1,129 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// cli is the engine in a process of its own.
+func (h *house) cli(env []string, command string, arg any) *exec.Cmd {
+	h.t.Helper()
+	s, ok := arg.(string)
+	if !ok {
+		b, err := json.Marshal(arg)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		s = string(b)
+	}
+	c := exec.Command(h.opts.Self[0], append(append([]string{}, h.opts.Self[1:]...), command, s)...)
+	c.Env = append(os.Environ(), env...)
+	return c
+}
+
+// The steps of doc/walk.md. A step that is not here fails the test, and so does one that is never met.
+var runSteps = []string{"run.record", "run.image", "run.snapshot", "run.volumes", "run.files", "run.network", "run.spec", "run.monitor", "run.start"}
+var rmSteps = []string{"rm.process", "rm.network", "rm.snapshot", "rm.record"}
+
+// TestCrashWalk fails each named step of run and rm, then kills the process at each one, before and after its deed, and
+// finds nothing left after a sweep. With --rm and without, since they end differently.
+func TestCrashWalk(t *testing.T) {
+	if !faultsBuilt {
+		t.Skip("needs fault points: go test -tags faults")
+	}
+	h := newHouse(t)
+	ctx := context.Background()
+	names := h.file()
+	run := func(fault string, rm bool) (string, error) {
+		c := config("true")
+		c.AutoRemove, c.Network = rm, "bridge"
+		var out bytes.Buffer
+		cmd := h.cli([]string{"ONGGI_FAULT=" + fault, "ONGGI_FAULT_NAMES=" + names.Name()}, "run", c)
+		cmd.Stdout, cmd.Stderr = &out, &out
+		err := cmd.Run()
+		return out.String(), err
+	}
+	if out, err := run("", true); err != nil {
+		t.Fatalf("without a fault: %v: %s", err, out)
+	}
+	met := text(t, names)
+	for _, s := range append(append([]string{}, runSteps...), rmSteps...) {
+		if !strings.Contains(met, s+"\n") {
+			t.Errorf("step %s was not met", s)
+		}
+	}
+	known := strings.Join(runSteps, "\n") + "\n" + strings.Join(rmSteps, "\n") + "\n"
+	for _, s := range strings.Fields(met) {
+		if (strings.HasPrefix(s, "run.") || strings.HasPrefix(s, "rm.")) && !strings.Contains(known, s+"\n") {
+			t.Errorf("step %s is met, but neither here nor in doc/walk.md", s)
+		}
+	}
+	h.checkNothingLeft()
+
+	clean := func(what string, mayStay bool) {
+		t.Helper()
+		if out, err := h.cli(nil, "sweep", "").CombinedOutput(); err != nil {
+			t.Errorf("%s: sweep: %v: %s", what, err, out)
+		}
+		l, err := h.List(true)
+		if err != nil {
+			t.Errorf("%s: list: %v", what, err)
+		}
+		for _, k := range l {
+			if !mayStay || k.Status != Created && k.Status != Exited {
+				t.Errorf("%s: container %s is left in state %s", what, k.ID[:12], k.Status)
+			}
+			if err := h.Remove(ctx, k.ID, true, true); err != nil {
+				t.Errorf("%s: remove: %v", what, err)
+			}
+		}
+		h.checkNothingLeft()
+		if t.Failed() {
+			t.Fatalf("stopped at %s", what)
+		}
+	}
+	for _, rm := range []bool{true, false} {
+		for _, step := range runSteps {
+			for _, at := range []string{"", "@after"} {
+				for _, how := range []string{"error", "kill"} {
+					fault := step + at + "=" + how
+					out, err := run(fault, rm)
+					if err == nil {
+						t.Errorf("%s: the run succeeded", fault)
+					} else if how == "error" && !strings.Contains(out, "injected fault at "+step) {
+						t.Errorf("%s: %q does not name the fault", fault, out)
+					}
+					clean(fault, !rm)
+				}
+			}
+		}
+	}
+	for _, step := range rmSteps {
+		for _, at := range []string{"", "@after"} {
+			for _, how := range []string{"error", "kill"} {
+				c := config("sleep", "100")
+				c.Network, c.Name = "bridge", "victim"
+				h.detached(c)
+				fault := step + at + "=" + how
+				if out, err := h.cli([]string{"ONGGI_FAULT=" + fault}, "rm", "victim").CombinedOutput(); err == nil {
+					t.Errorf("%s: the removal succeeded: %s", fault, out)
+				}
+				if k, err := h.Get("victim"); err == nil && k.Status == Running && step != "rm.process" {
+					t.Errorf("%s: it runs", fault)
+				}
+				// A removal that was interrupted before anything was done has not begun: the container runs on.
+				if k, err := h.Get("victim"); err == nil && k.Status != Removing {
+					if err := h.Remove(ctx, "victim", true, true); err != nil {
+						t.Errorf("%s: again: %v", fault, err)
+					}
+				}
+				clean(fault, false)
+			}
+		}
+	}
+}

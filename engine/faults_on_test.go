@@ -1,0 +1,5 @@
+//go:build faults
+
+package engine
+
+const faultsBuilt = true

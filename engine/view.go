@@ -10,6 +10,7 @@ import (
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/mount"
+	"github.com/onggi/onggi/pathrs"
 	"golang.org/x/sys/unix"
 )
 
@@ -82,7 +83,7 @@ func reopenRegular(p *os.File, path string) (*os.File, error) {
 	if !st.Mode().IsRegular() {
 		return nil, &errdefs.Error{Op: "read", What: path + " in the image", Kind: errdefs.InvalidArgument, Why: "it is not a regular file"}
 	}
-	return os.Open(fmt.Sprintf("/proc/self/fd/%d", p.Fd()))
+	return pathrs.Reopen(p, unix.O_RDONLY|unix.O_NONBLOCK)
 }
 
 // openLayered finds a regular file layer by layer.
@@ -208,7 +209,7 @@ func opaque(fd int) bool {
 }
 
 // openMounted opens a path in the mounted tree; the kernel keeps every link inside of it.
-func (v *view) openMounted(path string, flags uint64) (*os.File, error) {
+func (v *view) openMounted(path string, flags int) (*os.File, error) {
 	if v.root == nil {
 		root, err := v.mounted()
 		if err != nil {
@@ -216,15 +217,13 @@ func (v *view) openMounted(path string, flags uint64) (*os.File, error) {
 		}
 		v.root = root
 	}
-	fd, err := unix.Openat2(int(v.root.Fd()), strings.TrimPrefix(path, "/"), &unix.OpenHow{
-		Flags:   flags | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
-	if err == unix.ELOOP {
+	fd, err := pathrs.Openat2(int(v.root.Fd()), strings.TrimPrefix(path, "/"), flags, 0, pathrs.InRoot|unix.RESOLVE_NO_XDEV)
+	switch err {
+	case nil:
+	case unix.ELOOP:
 		return nil, &errdefs.Error{Op: "open", What: path + " in the image", Kind: errdefs.InvalidArgument, Why: "too many symbolic links", Err: err}
-	}
-	if err != nil {
-		return nil, err
+	default:
+		return nil, fmt.Errorf("open %s in the image: %w", path, err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
 }

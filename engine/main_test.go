@@ -331,9 +331,15 @@ func (h *house) checkNothingLeft() {
 	for _, p := range left {
 		h.t.Errorf("left behind: process %s", p)
 	}
-	if b, err := exec.Command("ip", "-o", "link", "show", "type", "veth").Output(); err == nil && len(bytes.TrimSpace(b)) > 0 {
-		h.t.Errorf("left behind: %s", b)
+	// The kernel takes veth pairs away with their namespace, a little later.
+	var veth []byte
+	for range 200 {
+		if veth, _ = exec.Command("ip", "-o", "link", "show", "type", "veth").Output(); len(bytes.TrimSpace(veth)) == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
+	h.t.Errorf("left behind: %s", veth)
 }
 
 // cgroups lists the control groups below the parent, in all hierarchies.

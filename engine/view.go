@@ -243,27 +243,35 @@ func (v *view) mounted() (*os.File, error) {
 	if len(v.layers) == 1 {
 		return os.Open(v.layers[0])
 	}
-	type result struct {
-		f   *os.File
-		err error
-	}
-	got := make(chan result)
+	var root *os.File
+	err := onThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("unshare the mount namespace: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("make the mounts private: %w", err)
+		}
+		if err := mount.All([]mount.Mount{{Type: "overlay", Overlay: &mount.Overlay{Lower: v.layers}}}, v.at); err != nil {
+			return err
+		}
+		root, err = os.Open(v.at)
+		return err
+	})
+	return root, err
+}
+
+// onThread runs f on a thread that ends afterwards, whatever f did to it. That thread is never the process's first:
+// it would not end, and /proc/self shows what it is in.
+func onThread(f func() error) error {
+	res := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends here
-		f, err := func() (*os.File, error) {
-			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-				return nil, fmt.Errorf("unshare the mount namespace: %w", err)
-			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return nil, fmt.Errorf("make the mounts private: %w", err)
-			}
-			if err := mount.All([]mount.Mount{{Type: "overlay", Overlay: &mount.Overlay{Lower: v.layers}}}, v.at); err != nil {
-				return nil, err
-			}
-			return os.Open(v.at)
-		}()
-		got <- result{f, err}
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			res <- onThread(f) // this goroutine occupies the first thread meanwhile
+			runtime.UnlockOSThread()
+			return
+		}
+		res <- f() // never unlocked: the thread ends with this goroutine
 	}()
-	r := <-got
-	return r.f, r.err
+	return <-res
 }

@@ -228,9 +228,13 @@ func boxTar(t *testing.T, box string) []byte {
 	return buf.Bytes()
 }
 
-// config is a container of "box" without a network.
+// config is a container of "box" without a network. ONGGI_ENGINE_TEST_RUNTIME runs all stories on another OCI runtime.
 func config(args ...string) Config {
-	return Config{Image: "box", Config: spec.Config{Args: args, Network: "none"}}
+	c := Config{Image: "box", Config: spec.Config{Args: args, Network: "none"}}
+	if r := os.Getenv("ONGGI_ENGINE_TEST_RUNTIME"); r != "" {
+		c.Runtime = []string{r}
+	}
+	return c
 }
 
 // run runs a container in the foreground and returns its output and exit code.

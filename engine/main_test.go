@@ -127,7 +127,7 @@ var built struct {
 	err  error
 }
 
-func runtimeBinary(t *testing.T) string {
+func runtimeBinary(t testing.TB) string {
 	t.Helper()
 	built.once.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "onggi-engine-test-"); built.err != nil {
@@ -148,11 +148,11 @@ func runtimeBinary(t *testing.T) string {
 // house is an engine with an image "box" (busybox), and what must be gone at the end of a test.
 type house struct {
 	*Engine
-	t    *testing.T
+	t    testing.TB
 	opts Options
 }
 
-func newHouse(t *testing.T) *house {
+func newHouse(t testing.TB) *house {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: real namespaces, mounts and control groups")
@@ -275,7 +275,7 @@ func (h *house) file() *os.File {
 	return f
 }
 
-func text(t *testing.T, f *os.File) string {
+func text(t testing.TB, f *os.File) string {
 	t.Helper()
 	b, err := os.ReadFile(f.Name())
 	if err != nil {

@@ -192,7 +192,7 @@ func newHouse(t testing.TB) *house {
 }
 
 // boxTar is a root file system around a static busybox.
-func boxTar(t *testing.T, box string) []byte {
+func boxTar(t testing.TB, box string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(box)
 	if err != nil {

@@ -179,13 +179,15 @@ func newHouse(t testing.TB) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ref, err := reference.Parse("box")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := store.Import(context.Background(), bytes.NewReader(boxTar(t, box)), image.ImportOptions{Ref: ref, Config: ocispec.ImageConfig{
-		Cmd: []string{"sh"}, Env: []string{"FROM=image"}, Volumes: map[string]struct{}{"/data": {}}}}); err != nil {
-		t.Fatal(err)
+	for name, volumes := range map[string]map[string]struct{}{"box": {"/data": {}}, "plain": nil} {
+		ref, err := reference.Parse(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Import(context.Background(), bytes.NewReader(boxTar(t, box)), image.ImportOptions{Ref: ref, Config: ocispec.ImageConfig{
+			Cmd: []string{"sh"}, Env: []string{"FROM=image"}, Volumes: volumes}}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(h.leave)
 	return h

@@ -252,6 +252,9 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack) (*S
 		if err != nil {
 			return errors.Join(err, h.dismiss(client))
 		}
+		for _, w := range client.Warnings() {
+			r.Warnings = appendNew(r.Warnings, w)
+		}
 		return nil
 	}, func() error { return h.dismiss(client) })
 	if err != nil {

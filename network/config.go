@@ -46,6 +46,12 @@ func (c *config) mac() (m [6]byte) {
 	return m
 }
 
+// group marks our veth ends, which are of no bridge between Detach and their end. ip(8) takes it: ip link show group N.
+func (c *config) group() uint32 {
+	sum := sha256.Sum256([]byte("group " + c.Owner))
+	return (uint32(sum[0])<<16|uint32(sum[1])<<8|uint32(sum[2]))<<7 | 1<<30 // never 0, which is everybody's
+}
+
 func (c *config) gateway() netip.Prefix {
 	return netip.PrefixFrom(c.Subnet.Masked().Addr().Next(), c.Subnet.Bits())
 }

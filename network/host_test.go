@@ -39,12 +39,16 @@ func TestMain(m *testing.M) {
 	case os.Getenv(inHost) != "" || os.Geteuid() != 0:
 		os.Exit(m.Run())
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inHost+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig is of the thread
-	err := cmd.Run()
+	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		os.Exit(exit.ExitCode())
@@ -88,7 +92,7 @@ func resetHost(t testing.TB) {
 			t.Fatal(err)
 		}
 	}
-	if err := onThisNamespace(loopbackUp); err != nil {
+	if err := loopbackUp(); err != nil {
 		t.Fatal(err)
 	}
 	if outside != nil {
@@ -110,8 +114,6 @@ func resetHost(t testing.TB) {
 	runIn(t, outside, "ip", "address", "add", "2001:db8::2/64", "dev", "eth0", "nodad")
 	runIn(t, outside, "ip", "link", "set", "eth0", "up")
 }
-
-func onThisNamespace(f func() error) error { return f() }
 
 // moveTo hands an interface to a namespace.
 func moveTo(t testing.TB, name string, ns *os.File) {
@@ -255,28 +257,31 @@ func serve(t testing.TB, ns *os.File, network, address, name string) {
 	}
 }
 
-// ask connects from a namespace (nil: the host's) and returns the answer. It does not use package net's dialer, whose
-// goroutines would leave the thread's namespace.
-func ask(ns *os.File, network string, to netip.AddrPort) (string, error) {
-	var answer string
+// ask connects from a namespace (nil: the host's) and returns the answer. It makes its own system calls, because
+// package net's dialer runs goroutines, which are not on the thread that is in the namespace.
+func ask(from *os.File, network, address string) (answer string, err error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return "", err
+	}
+	family, kind := unix.AF_INET, unix.SOCK_STREAM
+	var sa unix.Sockaddr
+	if to.Addr().Is6() {
+		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+	} else {
+		sa = &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	}
+	if network == "udp" {
+		kind = unix.SOCK_DGRAM
+	}
 	f := func() error {
-		family, kind := unix.AF_INET, unix.SOCK_STREAM
-		var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(to.Port())}
-		if to.Addr().Is6() {
-			family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
-		} else {
-			sa.(*unix.SockaddrInet4).Addr = to.Addr().As4()
-		}
-		if network == "udp" {
-			kind = unix.SOCK_DGRAM
-		}
 		fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		// Both are the patience of the refusing case; a success answers at once.
-		wait := unix.Timeval{Usec: 700_000}
+		// The patience of the refusing case; a success answers at once.
+		wait := unix.Timeval{Usec: 500_000}
 		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait)
 		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait)
 		if err := ignoringEINTR(func() error { return unix.Connect(fd, sa) }); err != nil {
@@ -288,15 +293,16 @@ func ask(ns *os.File, network string, to netip.AddrPort) (string, error) {
 			}
 		}
 		b := make([]byte, 200)
-		var n int
+		n := 0
 		err = ignoringEINTR(func() (err error) { n, err = unix.Read(fd, b); return err })
 		answer = string(b[:max(n, 0)])
 		return err
 	}
-	if ns == nil {
-		return answer, errors.Join(f(), nil)
+	if from == nil {
+		err = onThread(f)
+		return answer, err
 	}
-	err := inside(ns, f)
+	err = inside(from, f)
 	return answer, err
 }
 
@@ -306,7 +312,7 @@ func reaches(t testing.TB, what string, from *os.File, network, to, want string)
 	var got string
 	var err error
 	for range 8 {
-		if got, err = askNow(from, network, to); err == nil && got == want {
+		if got, err = ask(from, network, to); err == nil && got == want {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -317,31 +323,9 @@ func reaches(t testing.TB, what string, from *os.File, network, to, want string)
 // refuses asks once and wants no answer.
 func refuses(t testing.TB, what string, from *os.File, network, to string) {
 	t.Helper()
-	if got, err := askNow(from, network, to); err == nil {
+	if got, err := ask(from, network, to); err == nil {
 		t.Errorf("%s: %s %s: got %q; want no answer", what, network, to, got)
 	}
-}
-
-func askNow(from *os.File, network, to string) (got string, err error) {
-	addr, err := netip.ParseAddrPort(to)
-	if err != nil {
-		return "", err
-	}
-	if from == nil {
-		var s string
-		err := onThread(func() (err error) { s, err = askHere(network, addr); return err })
-		return s, err
-	}
-	return ask(from, network, addr)
-}
-
-func askHere(network string, addr netip.AddrPort) (string, error) {
-	here, err := threadNamespace()
-	if err != nil {
-		return "", err
-	}
-	defer here.Close()
-	return ask(here, network, addr)
 }
 
 // state is everything of the host that the network may change and must take back.

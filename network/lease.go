@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/onggi/onggi/errdefs"
 	"golang.org/x/sys/unix"
@@ -16,23 +15,22 @@ import (
 
 // What is recorded, below RunDir:
 //
-//	lock              flock: one writer of everything below
-//	endpoints/ID      what the sandbox has (JSON); written first, removed last
-//	leases/ADDRESS    -> ID
-//	ports/PROTO-PORT-HOSTADDRESS -> ID
-//	next              the address given last, so that a released one rests before it is given again
+//	lock              flock: one writer of everything below; holds the address given last, so that a released one
+//	                  rests before it is given again
+//	endpoints/ID      what the sandbox has (JSON); made first, removed last
+//	leases/ADDRESS    the same file: a hard link
+//	ports/PROTO-PORT-HOSTADDRESS  the same file
 //
-// Leases and ports are symbolic links that point at nothing: making one is a single system call that fails when it is
-// there, and that puts name and owner down at once. A process killed anywhere leaves an endpoint that names all that
+// A link is made by one system call that fails when the name is there, puts name and owner down at once, and costs no
+// inode (on ext4 a new one takes up to a millisecond). A process killed anywhere leaves an endpoint that names all that
 // it may have, and Detach removes whatever of it exists.
 const (
 	endpointsDir = "endpoints"
 	leasesDir    = "leases"
 	portsDir     = "ports"
-	nextFile     = "next"
 	lockFile     = "lock"
 
-	maxEndpoint = 4 << 20 // 65,535 ports of three protocols stay below it
+	maxEndpoint = 4 << 20 // maxPorts ports stay below it
 	maxID       = 128
 )
 
@@ -70,9 +68,10 @@ func (m *Manager) path(elem ...string) string {
 	return filepath.Join(append([]string{m.o.RunDir}, elem...)...)
 }
 
-// lock takes the lock of the records, making the directories when they are not there. The returned function gives it
-// back. It is held for the time of a few system calls, except when the bridge is made or swept.
-func (m *Manager) lock() (unlock func(), err error) {
+// lock takes the lock of the records, making the directories when they are not there. The returned file is the lock
+// itself: closing it gives the lock back. It is held for the time of a few system calls, except when the bridge is made
+// or swept.
+func (m *Manager) lock() (*os.File, error) {
 	open := func() (int, error) {
 		return unix.Open(m.path(lockFile), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	}
@@ -92,7 +91,16 @@ func (m *Manager) lock() (unlock func(), err error) {
 		_ = unix.Close(fd)
 		return nil, &os.PathError{Op: "lock", Path: m.path(lockFile), Err: err}
 	}
-	return func() { _ = unix.Close(fd) }, nil
+	return os.NewFile(uintptr(fd), m.path(lockFile)), nil
+}
+
+// last returns the address given last, or the zero Addr. The caller holds the lock.
+func last(lock *os.File) netip.Addr {
+	var b [4]byte
+	if n, _ := lock.ReadAt(b[:], 0); n != len(b) {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom4(b)
 }
 
 // endpoint reads a record. NotFound when there is none; Corrupt when a power failure tore it.
@@ -147,40 +155,57 @@ func (m *Manager) names(dir string) ([]string, error) {
 	return out, err
 }
 
-// owners returns the ids that any record names.
-func (m *Manager) owners() (map[string]bool, error) {
-	ids := map[string]bool{}
-	names, err := m.names(endpointsDir)
+// stray removes leases and ports that are not links to a living endpoint. Only a hand makes such. The caller holds the
+// lock.
+func (m *Manager) stray() error {
+	ids, err := m.names(endpointsDir)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, n := range names {
-		ids[n] = true
+	owned := map[uint64]bool{}
+	for _, id := range ids {
+		if ino, err := inodeOf(m.path(endpointsDir, id)); err == nil {
+			owned[ino] = true
+		}
 	}
+	return m.removeWhere(func(ino uint64) bool { return !owned[ino] })
+}
+
+// removeWhere removes the leases and ports whose inode number f chooses.
+func (m *Manager) removeWhere(f func(ino uint64) bool) error {
 	for _, dir := range []string{leasesDir, portsDir} {
 		names, err := m.names(dir)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, n := range names {
-			id, err := os.Readlink(m.path(dir, n))
-			if err == nil && validID(id) == nil {
-				ids[id] = true
-			} else if !errors.Is(err, fs.ErrNotExist) {
-				_ = os.Remove(m.path(dir, n)) // nothing that we wrote
+			ino, err := inodeOf(m.path(dir, n))
+			if err == nil && f(ino) {
+				err = os.Remove(m.path(dir, n))
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
 			}
 		}
 	}
-	return ids, nil
+	return nil
+}
+
+func inodeOf(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
 }
 
 // reserve records what the sandbox gets: an address, its ports, the endpoint. The caller holds the lock.
-func (m *Manager) reserve(g *ground, want Endpoint) (_ *endpoint, err error) {
+func (m *Manager) reserve(lock *os.File, g *ground, want Endpoint) (_ *endpoint, err error) {
 	if _, err := os.Lstat(m.path(endpointsDir, want.ID)); err == nil {
 		return nil, &errdefs.Error{What: "sandbox " + want.ID, Kind: errdefs.Conflict, Why: "it is attached already",
 			Fix: "detach it first"}
 	}
-	v4, err := m.freeAddress(g.config)
+	v4, err := m.freeAddress(g.config, last(lock))
 	if err != nil {
 		return nil, err
 	}
@@ -207,28 +232,25 @@ func (m *Manager) reserve(g *ground, want Endpoint) (_ *endpoint, err error) {
 			err = errors.Join(err, m.release(e.ID))
 		}
 	}()
+	record := m.path(endpointsDir, e.ID)
 	for _, p := range e.Ports {
-		if err := os.Symlink(e.ID, m.path(portsDir, p.claim())); err != nil {
+		if err := os.Link(record, m.path(portsDir, p.claim())); err != nil {
 			return nil, err
 		}
 	}
-	if err := os.Symlink(e.ID, m.path(leasesDir, v4.String())); err != nil {
+	if err := os.Link(record, m.path(leasesDir, v4.String())); err != nil {
 		return nil, err
 	}
-	return e, os.WriteFile(m.path(nextFile), []byte(v4.String()), 0o600)
+	_, err = lock.WriteAt(v4.AsSlice(), 0)
+	return e, err
 }
 
 // freeAddress returns the first address after the one given last that nobody leases. The caller holds the lock.
-func (m *Manager) freeAddress(c *config) (netip.Addr, error) {
+func (m *Manager) freeAddress(c *config, given netip.Addr) (netip.Addr, error) {
 	first, last := c.gateway().Addr().Next(), lastOf(c.Subnet).Prev()
 	begin := first
-	if b, err := readSmall(m.path(nextFile), 64); err == nil {
-		if a, err := netip.ParseAddr(strings.TrimSpace(string(b))); err == nil && c.Subnet.Contains(a) && a.Compare(last) < 0 {
-			begin = a.Next()
-		}
-	}
-	if begin.Compare(first) < 0 {
-		begin = first
+	if c.Subnet.Contains(given) && given.Compare(first) >= 0 && given.Compare(last) < 0 {
+		begin = given.Next()
 	}
 	for a, wrapped := begin, false; ; {
 		_, err := os.Lstat(m.path(leasesDir, a.String()))
@@ -250,55 +272,35 @@ func (m *Manager) freeAddress(c *config) (netip.Addr, error) {
 
 // release removes the records of a sandbox; the endpoint, which names the others, goes last. The caller holds the lock.
 func (m *Manager) release(id string) error {
-	e, err := m.endpoint(id)
+	ino, err := inodeOf(m.path(endpointsDir, id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err == nil {
-		for _, p := range e.Ports {
-			if err := m.removeOwned(portsDir, p.claim(), id); err != nil {
-				return err
-			}
-		}
-		if err := m.removeOwned(leasesDir, e.IPv4.Addr().String(), id); err != nil {
+	if err != nil {
+		return err
+	}
+	e, err := m.endpoint(id)
+	if err != nil { // torn by a power failure: its links are still known by their inode
+		if err := m.removeWhere(func(i uint64) bool { return i == ino }); err != nil {
 			return err
 		}
 	} else {
-		if err := m.removeAllOwned(id); err != nil {
-			return err
+		paths := []string{m.path(leasesDir, e.IPv4.Addr().String())}
+		for _, p := range e.Ports {
+			paths = append(paths, m.path(portsDir, p.claim()))
+		}
+		for _, p := range paths {
+			i, err := inodeOf(p)
+			if err == nil && i == ino {
+				err = os.Remove(p)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 	}
 	if err := os.Remove(m.path(endpointsDir, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
-}
-
-// removeAllOwned finds the leases and ports of an id whose endpoint cannot be read, or was lost.
-func (m *Manager) removeAllOwned(id string) error {
-	for _, dir := range []string{leasesDir, portsDir} {
-		names, err := m.names(dir)
-		if err != nil {
-			return err
-		}
-		for _, n := range names {
-			if err := m.removeOwned(dir, n, id); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// removeOwned removes a lease or port if it is the id's.
-func (m *Manager) removeOwned(dir, name, id string) error {
-	p := m.path(dir, name)
-	owner, err := os.Readlink(p)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && owner != id {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return os.Remove(p)
 }

@@ -132,6 +132,10 @@ func openSocket(family int) (*socket, error) {
 
 func (s *socket) close() { _ = unix.Close(s.fd) }
 
+// closeLater closes without waiting. Closing a netfilter socket waits for whatever nf_tables is about to free, by
+// whomever (nft_rcv_nl_event): about 10 ms when a port was unpublished just before.
+func (s *socket) closeLater() { go s.close() }
+
 // start returns an empty batch with sequence numbers that the socket has not used.
 func (s *socket) start() *batch {
 	return &batch{b: make([]byte, 0, 1024), first: s.seq + 1, seq: s.seq}

@@ -114,7 +114,7 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 	if err != nil {
 		return nil, err
 	}
-	defer nf.close()
+	defer nf.closeLater()
 
 	s := undo.New("network")
 	defer s.Undo(&err)
@@ -122,12 +122,12 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 	var e *endpoint
 	var within *socket // in the sandbox
 
-	if err := m.locked(func() error {
+	if err := m.locked(func(lock *os.File) error {
 		if err := s.Do("bridge", func() (err error) { g, err = m.ensure(ctx, rt, nf); return err }, nil); err != nil {
 			return err
 		}
-		return s.Do("lease", func() (err error) { e, err = m.reserve(g, want); return err },
-			func() error { return m.locked(func() error { return m.release(want.ID) }) })
+		return s.Do("lease", func() (err error) { e, err = m.reserve(lock, g, want); return err },
+			func() error { return m.locked(func(*os.File) error { return m.release(want.ID) }) })
 	}); err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 			return err
 		}
 		return connect(rt, pair{hostEnd: hostEnd(e.ID), netns: netns, mac: e.mac(), bridge: g.bridge,
-			hairpin: len(e.Ports) > 0})
+			group: g.group(), hairpin: len(e.Ports) > 0})
 	}, func() error { return rt.deleteLink(hostEnd(e.ID)) }); err != nil {
 		return nil, fmt.Errorf("make the veth pair: %w", err)
 	}
@@ -181,13 +181,13 @@ func macString(m [6]byte) string {
 }
 
 // locked runs f under the lock of the records.
-func (m *Manager) locked(f func() error) error {
-	unlock, err := m.lock()
+func (m *Manager) locked(f func(lock *os.File) error) error {
+	lock, err := m.lock()
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	return f()
+	defer lock.Close()
+	return f(lock)
 }
 
 // prepareSandbox opens a socket in the sandbox and sets what its interface is to be born with.
@@ -220,7 +220,7 @@ func connect(rt *socket, p pair) error {
 	err := try()
 	if errors.Is(err, unix.EEXIST) {
 		// The id has no record, so a pair with its name is the former sandbox's: its namespace is held a little longer
-		// than its record. Its port was switched off by Detach.
+		// than its record. Detach took it off the bridge.
 		l, e := rt.link(p.hostEnd)
 		if e != nil || l == nil {
 			return &errdefs.Error{Kind: errdefs.Conflict, Why: "the namespace has an interface " + inside0 + " already", Err: err}
@@ -279,9 +279,9 @@ func publish(nf *socket, g *ground, ports []Port, list []element) error {
 
 // Detach releases everything that Attach recorded for the sandbox id. Unknown ids are not an error.
 //
-// The veth pair is switched off here and removed by the kernel together with the namespace, or by the next Sweep when
-// something holds the namespace for longer: removing it now would make every caller wait two RCU grace periods
-// (7 to 20 ms) for what happens anyway.
+// The veth pair is taken off the bridge here, which ends all traffic, and removed by the kernel together with the
+// namespace, or by the next Sweep when something holds the namespace for longer: removing it now would make every
+// caller wait some RCU grace periods (7 to 20 ms) for what happens anyway.
 func (m *Manager) Detach(ctx context.Context, id string) (err error) {
 	if err := validID(id); err != nil {
 		return err
@@ -301,12 +301,12 @@ func (m *Manager) Detach(ctx context.Context, id string) (err error) {
 		return err
 	}
 	defer rt.close()
-	if err := s.Do("veth", func() error { return rt.switchOff(hostEnd(id)) }, nil); err != nil {
-		return fmt.Errorf("switch off the veth pair: %w", err)
+	if err := s.Do("veth", func() error { return rt.unplug(hostEnd(id)) }, nil); err != nil {
+		return fmt.Errorf("unplug the veth pair: %w", err)
 	}
 	// The record is read under the lock: of two processes that detach the same id, the slower one must not remove the
 	// rule of a third sandbox that got the port in between.
-	return m.locked(func() error {
+	return m.locked(func(*os.File) error {
 		if err := s.Do("rules", func() error { return m.unpublish(ctx, id) }, nil); err != nil {
 			return err
 		}
@@ -331,7 +331,7 @@ func (m *Manager) unpublish(ctx context.Context, id string) error {
 	if nerr != nil {
 		return nerr
 	}
-	defer nf.close()
+	defer nf.closeLater()
 	if err != nil { // torn by a power failure: what no other record explains is its
 		return m.reconcile(ctx, nf, c, id)
 	}
@@ -408,7 +408,7 @@ func (m *Manager) Sweep(ctx context.Context, alive func(id string) bool, purge b
 	if err != nil {
 		return err
 	}
-	defer nf.close()
+	defer nf.closeLater()
 	bridge, err := rt.link(c.Bridge)
 	if err != nil {
 		return err
@@ -418,45 +418,37 @@ func (m *Manager) Sweep(ctx context.Context, alive func(id string) bool, purge b
 	}
 	// The kernel's state is read before the records: whatever is seen here had its record by then, so that what has
 	// none afterwards is nobody's.
-	var ports []link
+	var index uint32
 	if bridge != nil {
-		if ports, err = rt.ports(ctx, bridge.index); err != nil {
-			return err
-		}
+		index = bridge.index
 	}
-	var ids map[string]bool
-	if err := m.locked(func() (err error) { ids, err = m.owners(); return err }); err != nil {
+	ports, err := rt.hostEnds(ctx, c.group(), index)
+	if err != nil {
+		return err
+	}
+	var ids []string
+	if err := m.locked(func(*os.File) (err error) { ids, err = m.names(endpointsDir); return err }); err != nil {
 		return err
 	}
 	var errs []error
-	for id := range ids {
-		if alive(id) {
-			continue
-		}
-		if err := m.Detach(ctx, id); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		// A lease without an endpoint: only a hand can have done that.
-		errs = append(errs, m.locked(func() error {
-			if _, err := os.Lstat(m.path(endpointsDir, id)); err == nil {
-				return nil
-			}
-			return m.removeAllOwned(id)
-		}))
-		delete(ids, id)
-	}
 	known := map[string]bool{}
-	for id := range ids {
-		known[hostEnd(id)] = true
+	for _, id := range ids {
+		if alive(id) {
+			known[hostEnd(id)] = true
+		} else {
+			errs = append(errs, m.Detach(ctx, id))
+		}
 	}
 	for _, p := range ports {
 		if !known[p.name] {
 			errs = append(errs, rt.deleteLink(p.name))
 		}
 	}
-	errs = append(errs, m.locked(func() error {
+	errs = append(errs, m.locked(func(*os.File) error {
 		_ = os.Remove(m.path(endpointsDir, ".new"))
+		if err := m.stray(); err != nil {
+			return err
+		}
 		left, err := m.names(endpointsDir)
 		if err != nil {
 			return err

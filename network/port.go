@@ -3,6 +3,7 @@ package network
 import (
 	"bufio"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxPorts bounds what one -p, and one sandbox, may publish: a port is a map element, a file and a trial bind.
-const maxPorts = 65535
+// maxPorts bounds what one -p, and one sandbox, may publish: a port is a map element, a link and a trial bind.
+const maxPorts = 32768
 
 // ParsePort reads docker's -p syntax: [[IP:][HOST[-HOST]]:]CONTAINER[-CONTAINER][/PROTO]; a range gives several ports.
 //
@@ -271,9 +272,9 @@ func (m *Manager) choosePort(p Port, taken claimed, v6 bool) (Port, error) {
 	p.HostPortEnd = 0
 	if high == 0 {
 		if q, found := taken.find(p); found {
-			holder, err := os.Readlink(m.path(portsDir, q.claim()))
-			if err != nil {
-				holder = "this one"
+			holder := m.holder(q)
+			if holder == "" {
+				return fail(errdefs.Conflict, "the host port is named twice", "leave one out", nil)
 			}
 			return fail(errdefs.Conflict, "the host port is published already, by container "+shortID(holder),
 				"choose another host port, or remove that container: onggi rm -f "+shortID(holder), nil)
@@ -311,6 +312,16 @@ func (m *Manager) choosePort(p Port, taken claimed, v6 bool) (Port, error) {
 	}
 	return fail(errdefs.Exhausted, fmt.Sprintf("all host ports from %d to %d are in use", low, high),
 		"remove containers that are not needed, or name a host port", nil)
+}
+
+// holder returns the id of the sandbox that has a port, or "".
+func (m *Manager) holder(p Port) string {
+	var e endpoint
+	b, err := readSmall(m.path(portsDir, p.claim()), maxEndpoint)
+	if err != nil || json.Unmarshal(b, &e) != nil {
+		return ""
+	}
+	return e.ID
 }
 
 func shortID(id string) string {

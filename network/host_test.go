@@ -104,6 +104,7 @@ func resetHost(t testing.TB) {
 	}
 	run(t, "ip", "link", "add", "uplink", "mtu", "1450", "type", "veth", "peer", "name", "testpeer")
 	moveTo(t, "testpeer", outside)
+	run(t, "ip", "link", "set", "uplink", "addrgenmode", "none") // what comes by itself comes when it likes
 	run(t, "ip", "address", "add", "192.0.2.1/24", "dev", "uplink")
 	run(t, "ip", "address", "add", "2001:db8::1/64", "dev", "uplink", "nodad")
 	run(t, "ip", "link", "set", "uplink", "up")
@@ -113,6 +114,13 @@ func resetHost(t testing.TB) {
 	runIn(t, outside, "ip", "address", "add", "192.0.2.2/24", "dev", "eth0")
 	runIn(t, outside, "ip", "address", "add", "2001:db8::2/64", "dev", "eth0", "nodad")
 	runIn(t, outside, "ip", "link", "set", "eth0", "up")
+	for range 100 { // the kernel tells of a carrier in its own time
+		if !strings.Contains(run(t, "ip", "route"), "linkdown") {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the uplink does not come up")
 }
 
 // moveTo hands an interface to a namespace.

@@ -193,6 +193,9 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack) (*S
 				return err
 			}
 			names.Attachment = r.Network
+			for _, w := range r.Network.Warnings {
+				r.Warnings = appendNew(r.Warnings, w)
+			}
 		}
 		hosts, err := names.Hosts()
 		if err == nil {

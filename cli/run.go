@@ -129,7 +129,7 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 		if !attach && !interactive {
 			ctx, cancel := a.context(c.Context())
 			defer cancel()
-			return a.forEach(ctx, args, func(ctx context.Context, name string) (string, error) {
+			return exitWith(a.forEach(ctx, args, func(ctx context.Context, name string) (string, error) {
 				s, err := e.Start(ctx, name, engine.StartOptions{Timing: timing})
 				if err != nil {
 					return "", err
@@ -138,7 +138,7 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 					a.phases(a.err, s.Spans)
 				}
 				return name, s.Client.Close()
-			})
+			}))
 		}
 		if len(args) > 1 {
 			return &exit{125, &errdefs.Error{Op: "start", Kind: errdefs.InvalidArgument, Why: "one terminal can be attached to one container only",

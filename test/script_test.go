@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,6 +24,9 @@ import (
 //	onggi ARGS              run onggi; ! onggi for one that must fail
 //	code N COMMAND          run a command that must exit with N
 //	capture NAME            set $NAME to the last stdout
+//	begin NAME COMMAND      run a command in the background
+//	signal NAME SIGNAL      send it a signal
+//	finish NAME N           wait for it: it must exit with N, or -SIGNAL; its output is then stdout and stderr
 //	eventually COMMAND      repeat a command until it succeeds, for 10 s
 //	pty FILE N COMMAND      run a command on a new terminal, by the dialogue in FILE; it must exit with N and give the
 //	                        terminal back as it was
@@ -30,6 +34,7 @@ import (
 //	nothing                 no container, monitor, control group, mount or run directory of this store is left
 func TestScripts(t *testing.T) {
 	tar := busyboxTar(t)
+	var clients clients
 	testscript.Run(t, testscript.Params{
 		Dir: "script",
 		Setup: func(e *testscript.Env) error {
@@ -67,6 +72,7 @@ func TestScripts(t *testing.T) {
 			return err == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"begin": clients.begin, "signal": clients.signal, "finish": clients.finish,
 			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "nothing": scriptNothing,
 		},
 	})
@@ -115,6 +121,59 @@ func scriptCapture(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("usage: capture NAME")
 	}
 	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
+
+// clients are the background commands of all stories, which run side by side.
+type clients struct{ m sync.Map }
+
+type client struct {
+	cmd      *exec.Cmd
+	out, err bytes.Buffer
+}
+
+func (c *clients) begin(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: begin NAME COMMAND")
+	}
+	b := &client{cmd: command(ts, args[1:])}
+	b.cmd.Stdout, b.cmd.Stderr = &b.out, &b.err
+	ts.Check(b.cmd.Start())
+	c.m.Store(ts.Name()+" "+args[0], b)
+	ts.Defer(func() { _ = b.cmd.Process.Kill() })
+}
+
+func (c *clients) find(ts *testscript.TestScript, name string) *client {
+	b, ok := c.m.Load(ts.Name() + " " + name)
+	if !ok {
+		ts.Fatalf("nothing was begun as %s", name)
+	}
+	return b.(*client)
+}
+
+func (c *clients) signal(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: signal NAME SIGNAL")
+	}
+	ts.Check(c.find(ts, args[0]).cmd.Process.Signal(unix.SignalNum("SIG" + args[1])))
+}
+
+func (c *clients) finish(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: finish NAME N")
+	}
+	b := c.find(ts, args[0])
+	timer := time.AfterFunc(20*time.Second, func() { _ = b.cmd.Process.Kill() })
+	err := b.cmd.Wait()
+	timer.Stop()
+	_, _ = ts.Stdout().Write(b.out.Bytes())
+	_, _ = ts.Stderr().Write(b.err.Bytes())
+	got := exitCode(err)
+	if w, ok := b.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		got = -int(w.Signal())
+	}
+	if strconv.Itoa(got) != args[1] {
+		ts.Fatalf("%s ended with %d, want %s: %v", args[0], got, args[1], err)
+	}
 }
 
 func scriptEventually(ts *testscript.TestScript, neg bool, args []string) {

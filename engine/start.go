@@ -63,14 +63,20 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 	}
 	steps := undo.New("run")
 	defer steps.Undo(&err)
-	return h.start(ctx, o, steps)
+	return h.start(ctx, o, steps, nil)
 }
 
 // Run is Create and Start; with AutoRemove a failed start removes the container, without it stays as created.
 func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOptions) (_ *Session, err error) {
 	making := undo.New("run")
 	defer making.Undo(&err)
-	h, err := e.create(ctx, c, pull, making)
+	var planted bed
+	defer func() {
+		if planted != nil && err != nil {
+			planted.withdraw()
+		}
+	}()
+	h, err := e.create(ctx, c, pull, making, func(h *held) { planted = h.plant(o) })
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +90,7 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 	s, err := func() (_ *Session, err error) {
 		starting := undo.New("run")
 		defer starting.Undo(&err)
-		s, err := h.start(ctx, o, starting)
+		s, err := h.start(ctx, o, starting, planted)
 		if err != nil {
 			return nil, err
 		}
@@ -104,18 +110,61 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 	return s, nil
 }
 
+// seed is a monitor that waits for its container, or why there is none.
+type seed struct {
+	*monitor.Seed
+	err error
+}
+
+// bed holds a seed, once it is planted.
+type bed chan seed
+
+// take returns the seed, once; afterwards there is an empty one.
+func (b bed) take() seed {
+	s := <-b
+	b <- seed{}
+	return s
+}
+
+// withdraw ends a seed that nobody has taken.
+func (b bed) withdraw() {
+	if s := b.take(); s.Seed != nil {
+		s.Close()
+	}
+}
+
+// plant starts the container's monitor while the container is being prepared: a process takes milliseconds to start.
+func (h *held) plant(o StartOptions) bed {
+	planted := make(bed, 1)
+	files := map[string]*os.File{}
+	if h.rec.Config.Network == "bridge" {
+		files["netns"] = nil
+	}
+	run := h.e.runDir(h.rec.ID)
+	go func() {
+		binary, err := h.e.runtime()
+		if err != nil {
+			planted <- seed{err: err}
+			return
+		}
+		s, err := monitor.Plant(monitor.SpawnOptions{Binary: binary, RunDir: run, Files: files, Stdio: [3]*os.File{o.Stdin, o.Stdout, o.Stderr}})
+		planted <- seed{s, err}
+	}()
+	return planted
+}
+
 // start does volumes -> files -> network -> spec -> process. The caller holds the lock and has the container in a state
 // that may be started; steps takes everything back on failure.
-func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack) (*Session, error) {
+func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, planted bed) (*Session, error) {
 	e, r := h.e, h.rec
 	run := e.runDir(r.ID)
 	if err := h.tidy(ctx); err != nil { // what a crash has left of the run before
 		return nil, err
 	}
-	binary, err := e.runtime()
-	if err != nil {
-		return nil, err
+	if planted == nil {
+		planted = h.plant(o)
 	}
+	defer planted.withdraw()
 	if err := os.Mkdir(run, 0o700); err != nil {
 		return nil, err
 	}
@@ -225,34 +274,23 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack) (*S
 
 	var client *monitor.Client
 	err = steps.Do("monitor", func() (err error) {
-		// An exit record is that of this run from here on.
-		if err := ignoreMissing(os.Remove(filepath.Join(e.stateDir(r.ID), "exit.json"))); err != nil {
-			return err
+		p := planted.take()
+		if p.err != nil {
+			return p.err
 		}
-		client, err = monitor.Spawn(ctx, &monitor.Config{
+		client, err = p.Spawn(ctx, &monitor.Config{
 			ID: r.ID, Bundle: run, RunDir: run, StateDir: e.stateDir(r.ID), Rootfs: stack,
 			Runtime: r.Config.Runtime, RuntimeRoot: e.runtimeRoot(),
 			Terminal: r.Config.Tty, Width: o.Width, Height: o.Height, Init: r.Config.Init,
 			OpenStdin: r.Config.OpenStdin, StdinOnce: o.Stdin != nil,
 			Log: r.Config.Log, Cleanup: e.cleanupCommand(r.ID), Sync: !r.Config.AutoRemove,
-		}, monitor.SpawnOptions{Binary: binary, Files: fds, Stdio: [3]*os.File{o.Stdin, o.Stdout, o.Stderr}})
+			// Promised before the start: `true` has ended before any later word arrives, and what fails is ours to clean up.
+			Mine: true,
+		}, fds)
 		if err != nil {
 			return err
 		}
-		if o.attached() {
-			// Promised before the start: `true` has ended before any later word arrives. It costs no time, because the
-			// container is being created meanwhile.
-			if err = client.Mine(ctx); err != nil {
-				// It may have failed already: why is the better news.
-				if _, e := client.Created(ctx); e != nil {
-					err = e
-				}
-			}
-		}
-		if err == nil {
-			r.Pid, err = client.Created(ctx)
-		}
-		if err != nil {
+		if r.Pid, err = client.Created(ctx); err != nil {
 			return errors.Join(err, h.dismiss(client))
 		}
 		for _, w := range client.Warnings() {
@@ -274,6 +312,9 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack) (*S
 		return h.write(false)
 	}, nil); err != nil {
 		return nil, err
+	}
+	if !o.attached() {
+		client.Renounce() // its end is nobody's but the monitor's, until somebody calls Finish
 	}
 	c := r.Container
 	return &Session{Container: &c, Client: client, Spans: append(steps.Spans(), inner...), promised: o.attached()}, nil
@@ -372,8 +413,7 @@ func (h *held) dismiss(c *monitor.Client) error {
 	if c == nil {
 		return nil
 	}
-	_ = c.Close()
-	if waitGone(h.e.runDir(h.rec.ID), 10*time.Second) {
+	if c.Abandon(10 * time.Second) {
 		return nil
 	}
 	return h.killAll()

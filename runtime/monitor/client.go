@@ -41,7 +41,7 @@ type Client struct {
 	waiting  map[uint32]chan error
 	mine     bool
 	closed   bool
-	status   func() string // how the monitor's process ended; nil when it is not our child
+	child    *child // nil when the monitor is not ours
 }
 
 // event happens once.
@@ -68,6 +68,7 @@ const FirstFile = 4
 // SpawnOptions say what the new monitor inherits.
 type SpawnOptions struct {
 	Binary string // path of onggi-runtime
+	RunDir string // Config.RunDir; for Plant, which has no Config yet (the directory need not be there)
 	// Files by name; their numbers are filled into Config.Fds. They are numbered from FirstFile on in the order of
 	// their names, so that the caller can write "/proc/self/fd/4" into config.json before Spawn.
 	Files map[string]*os.File
@@ -80,11 +81,31 @@ var stdioNames = [3]string{"stdin", "stdout", "stderr"}
 // working directory, /dev/null as stdio, and of the environment only what runtimes need. The container does not exist
 // yet when Spawn returns: see Created. If this process ends before Start, the monitor destroys what it has made.
 func Spawn(ctx context.Context, cfg *Config, o SpawnOptions) (*Client, error) {
-	fail := func(why string, err error) error {
-		return &errdefs.Error{Op: "start the monitor of", What: cfg.ID, Kind: errdefs.KindOf(err), Why: why, Err: err}
+	if o.RunDir == "" {
+		o.RunDir = cfg.RunDir
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, fail("", err)
+	s, err := Plant(o)
+	if err != nil {
+		return nil, err
+	}
+	return s.Spawn(ctx, cfg, nil)
+}
+
+// Seed is a monitor process that knows of no container yet. A program's start takes milliseconds in which its parent
+// can prepare the container: plant first, spawn when the configuration is written. A seed whose connection ends before
+// has nothing to clean up, and ends.
+type Seed struct {
+	c     *conn
+	path  string // of the configuration
+	fds   map[string]int
+	child *child
+}
+
+// Plant starts a monitor without a container. A nil file in o.Files reserves the number of one that is given to
+// Seed.Spawn.
+func Plant(o SpawnOptions) (*Seed, error) {
+	fail := func(why string, err error) error {
+		return &errdefs.Error{Op: "start a monitor", Kind: errdefs.KindOf(err), Why: why, Err: err}
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -102,13 +123,13 @@ func Spawn(ctx context.Context, cfg *Config, o SpawnOptions) (*Client, error) {
 	}
 	nullFd := int(null.Fd())
 	fds := []uintptr{uintptr(nullFd), uintptr(nullFd), uintptr(nullFd), uintptr(pair[1])}
-	cfg.Fds = map[string]int{}
+	s := &Seed{c: c, path: filepath.Join(o.RunDir, configName), fds: map[string]int{}}
 	add := func(name string, f *os.File) error {
 		n, err := number(f)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		cfg.Fds[name] = len(fds)
+		s.fds[name] = len(fds)
 		fds = append(fds, uintptr(n))
 		return nil
 	}
@@ -121,8 +142,12 @@ func Spawn(ctx context.Context, cfg *Config, o SpawnOptions) (*Client, error) {
 	}
 	slices.Sort(names)
 	for _, n := range names {
+		f := o.Files[n]
+		if f == nil {
+			f = null
+		}
 		if err == nil {
-			err = add(n, o.Files[n])
+			err = add(n, f)
 		}
 	}
 	for i, f := range o.Stdio {
@@ -130,28 +155,91 @@ func Spawn(ctx context.Context, cfg *Config, o SpawnOptions) (*Client, error) {
 			err = add(stdioNames[i], f)
 		}
 	}
-	path := filepath.Join(cfg.RunDir, configName)
-	if err == nil {
-		err = writeConfig(path, cfg)
-	}
 	if err != nil {
 		c.close()
 		return nil, fail("", err)
 	}
 	pidfd := -1
-	pid, err := syscall.ForkExec(o.Binary, []string{o.Binary, "monitor", "--config", path}, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(o.Binary, []string{o.Binary, "monitor", "--config", s.path}, &syscall.ProcAttr{
 		Dir: "/", Env: environment(), Files: fds, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}})
 	runtime.KeepAlive(o)
 	if err != nil {
 		c.close()
 		return nil, fail("cannot execute "+o.Binary, err)
 	}
-	cl := newClient(c, cfg.ID)
+	s.child = reap(pid, pidfd)
+	return s, nil
+}
+
+// Spawn gives the seed its container: it writes RunDir/monitor.json and sends the files whose numbers were reserved. The seed is used up, whether it succeeds or not.
+func (s *Seed) Spawn(ctx context.Context, cfg *Config, files map[string]*os.File) (*Client, error) {
+	fail := func(err error) (*Client, error) {
+		s.Close()
+		return nil, &errdefs.Error{Op: "start the monitor of", What: cfg.ID, Kind: errdefs.KindOf(err), Err: err}
+	}
+	if err := ctx.Err(); err != nil {
+		return fail(err)
+	}
+	cfg.Fds = s.fds
+	m := &message{Op: "begin"}
+	var fds []int
+	for name, f := range files {
+		n, err := number(f)
+		if _, ok := s.fds[name]; !ok && err == nil {
+			err = unix.EBADF
+		}
+		if err != nil {
+			return fail(fmt.Errorf("%s: %w", name, err))
+		}
+		m.Streams, fds = append(m.Streams, name), append(fds, n)
+	}
+	if err := writeConfig(s.path, cfg); err != nil {
+		return fail(err)
+	}
+	err := s.c.send(m, true, fds...)
+	runtime.KeepAlive(files)
+	if err != nil {
+		if st := s.child.status(); st != "" {
+			err = fmt.Errorf("%w: %s", err, st)
+		}
+		return fail(err)
+	}
+	cl := newClient(s.c, cfg.ID)
 	cl.mu.Lock()
 	cl.mine = cfg.Mine
-	cl.status = reaper(pid, pidfd)
+	cl.child = s.child
 	cl.mu.Unlock()
 	return cl, nil
+}
+
+// Close lets a seed that is not needed end. It may always be called, but not after a Spawn that succeeded.
+func (s *Seed) Close() { s.c.close() }
+
+// begin is the seed's side of Spawn: it waits until the configuration is written, and puts the files that come with the
+// word at their numbers.
+func begin(c *conn, path string) (*Config, error) {
+	m, fds, err := c.recv(make([]byte, maxMessage))
+	if err != nil {
+		return nil, err
+	}
+	defer closeFds(fds)
+	if m.Op != "begin" || len(fds) != len(m.Streams) {
+		return nil, &errdefs.Error{Op: "begin", Kind: errdefs.InvalidArgument, Why: "the first message is another"}
+	}
+	cfg, err := readConfig(path)
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range m.Streams {
+		n, ok := cfg.Fds[name]
+		if !ok || n < FirstFile {
+			return nil, &errdefs.Error{Op: "begin", What: name, Kind: errdefs.InvalidArgument, Why: "no number was reserved for it"}
+		}
+		if err := unix.Dup3(fds[i], n, unix.O_CLOEXEC); err != nil {
+			return nil, err
+		}
+	}
+	return cfg, nil
 }
 
 func writeConfig(path string, cfg *Config) error {
@@ -184,11 +272,17 @@ func environment() []string {
 	return env
 }
 
-// reaper reaps the monitor when it ends, without a thread that waits for it, and returns a function that tells how it
-// ended ("" if it cannot tell).
-func reaper(pid, pidfd int) func() string {
-	done := make(chan string, 1)
+// child is the monitor's process, seen by the process that started it.
+type child struct {
+	ended chan struct{}
+	how   string // how it ended, after that
+}
+
+// reap reaps the monitor when it ends, without a thread that waits for it.
+func reap(pid, pidfd int) *child {
+	ch := &child{ended: make(chan struct{})}
 	go func() {
+		defer close(ch.ended)
 		if pidfd >= 0 {
 			waitPidfd(pidfd)
 		}
@@ -199,22 +293,33 @@ func reaper(pid, pidfd int) func() string {
 		}
 		switch {
 		case err != nil:
-			done <- ""
 		case ws.Signaled():
-			done <- "it was killed by signal " + ws.Signal().String()
+			ch.how = "it was killed by signal " + ws.Signal().String()
 		default:
-			done <- fmt.Sprintf("it exited with status %d", ws.ExitStatus())
+			ch.how = fmt.Sprintf("it exited with status %d", ws.ExitStatus())
 		}
 	}()
-	return func() string {
-		select {
-		case s := <-done:
-			done <- s
-			return s
-		case <-time.After(time.Second):
-			return ""
-		}
+	return ch
+}
+
+// wait waits until it has ended, or limit has passed.
+func (ch *child) wait(limit time.Duration) bool {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-ch.ended:
+		return true
+	case <-t.C:
+		return false
 	}
+}
+
+// status is how it ended; "" when that cannot be told.
+func (ch *child) status() string {
+	if ch == nil || !ch.wait(time.Second) {
+		return ""
+	}
+	return ch.how
 }
 
 // waitPidfd takes a pidfd over and returns when its process has ended. It occupies no thread.
@@ -286,7 +391,7 @@ func (c *Client) errorf(kind errdefs.Kind, why string, err error) error {
 // lost is the error for a connection that ended before what was waited for.
 func (c *Client) lost() error {
 	c.mu.Lock()
-	closed, status := c.closed, c.status
+	closed, child := c.closed, c.child
 	c.mu.Unlock()
 	if closed {
 		return c.errorf(errdefs.Canceled, "the connection was closed", nil)
@@ -297,10 +402,8 @@ func (c *Client) lost() error {
 	default:
 	}
 	why := "its monitor is gone"
-	if status != nil {
-		if s := status(); s != "" {
-			why += ": " + s
-		}
+	if s := child.status(); s != "" {
+		why += ": " + s
 	}
 	return c.errorf(errdefs.Unavailable, why, nil)
 }
@@ -489,4 +592,27 @@ func (c *Client) Close() error {
 	}
 	c.c.close()
 	return nil
+}
+
+// Renounce takes the promise of Mine back on this side: Close will not say that the clean-up is done, and so the monitor
+// does it. For a client that promised from the beginning and detaches.
+func (c *Client) Renounce() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mine = false
+}
+
+// Abandon ends the connection and with it a container that was not started, and waits until the monitor's process has
+// ended: false when limit passes first. The caller cleans up, as Mine (or Config.Mine) has promised: the monitor does
+// not. For the process that called Spawn.
+func (c *Client) Abandon(limit time.Duration) bool {
+	c.mu.Lock()
+	first, ch := !c.closed, c.child
+	c.closed = true
+	c.mu.Unlock()
+	if first {
+		_ = c.c.send(&message{Op: "done"}, true) // a monitor that is gone does not need to know
+		c.c.close()
+	}
+	return ch == nil || ch.wait(limit)
 }

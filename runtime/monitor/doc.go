@@ -7,7 +7,7 @@
 // images or networks.
 //
 //	engine                                monitor (session leader, own stdio on /dev/null)
-//	  |-- Spawn(config, fds) ------------> lock RunDir/monitor.lock, listen on RunDir/monitor.sock (0600)
+//	  |-- Plant, then Spawn(config, fds) -> lock RunDir/monitor.lock, listen on RunDir/monitor.sock (0600)
 //	  |<-------------------- created(pid)  Creator.Create: the container process waits for start
 //	  |-- start -------------------------> Process.Start
 //	  |<-------------------- started(at)   or failed(error), with 126/127 by its kind

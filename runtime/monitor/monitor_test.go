@@ -652,7 +652,7 @@ func TestMine(t *testing.T) {
 		} else if err != nil {
 			t.Skip("it ended first")
 		}
-		mon := c.status
+		mon := c.child.status
 		b.wait(c)
 		_ = c.Close()
 		eventually(t, "the monitor ends", func() bool { return mon() != "" })
@@ -668,7 +668,7 @@ func TestMine(t *testing.T) {
 		if _, err := c.Created(ctx(t)); !errdefs.Is(err, errdefs.Forbidden) {
 			t.Fatal(err)
 		}
-		mon := c.status
+		mon := c.child.status
 		b.wait(c)
 		_ = c.Close()
 		eventually(t, "the monitor ends", func() bool { return mon() != "" })
@@ -695,4 +695,23 @@ func TestCleanupSeesNoMonitor(t *testing.T) {
 	c := b.start()
 	b.wait(c)
 	eventually(t, "cleaned up", func() bool { return b.has("cleaned") })
+}
+
+func TestSeeds(t *testing.T) {
+	b := newBox(t, "true")
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Plant(SpawnOptions{Binary: exe, RunDir: b.cfg.RunDir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if got := s.child.status(); got != "it exited with status 0" {
+		t.Errorf("a seed that is not needed: %q, want status 0", got)
+	}
+	if _, err := os.Stat(b.cfg.RunDir + "/" + configName); err == nil {
+		t.Error("a seed wrote a configuration")
+	}
 }

@@ -23,7 +23,7 @@ import (
 // connFd is the inherited connection of the first client.
 const connFd = 3
 
-// Main is the monitor process: it reads the Config at path, serves until the container is gone, and returns the exit
+// Main is the monitor process: it reads the Config at path when the first message says that it is there, serves until the container is gone, and returns the exit
 // code of the process. The inherited connection is descriptor 3; attached stdio of the first client, if any, are
 // descriptors named "stdin", "stdout", "stderr" in Config.Fds.
 //
@@ -40,7 +40,10 @@ func Main(path string, create Creator) int {
 	s.changed.L = &s.mu
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer s.cancel()
-	s.cfg, err = readConfig(path)
+	s.cfg, err = begin(c, path)
+	if errors.Is(err, io.EOF) {
+		return 0 // a seed that was not needed
+	}
 	if err == nil {
 		err = s.setUp()
 	}
@@ -508,7 +511,7 @@ func (s *server) serve(p *peer) {
 		}
 		if m.Op == "done" {
 			s.mu.Lock()
-			s.cleaned = true
+			s.cleaned = s.cleaned || p.mine
 			s.changed.Broadcast()
 			s.mu.Unlock()
 			continue
@@ -710,9 +713,7 @@ func (s *server) end() int {
 
 	s.mu.Lock()
 	s.exited = true
-	promised := false
 	for p := range s.peers {
-		promised = promised || p.mine
 		if slices.ContainsFunc(p.sinks, func(a attached) bool { return len(a.s.pending) > 0 }) {
 			go s.bid(p)
 		} else {
@@ -723,7 +724,7 @@ func (s *server) end() int {
 	for s.busy() {
 		s.changed.Wait()
 	}
-	cleaned := promised && s.cleaned
+	cleaned := s.cleaned
 	s.mu.Unlock()
 	if !cleaned && len(s.cfg.Cleanup) > 0 {
 		return s.cleanUp()

@@ -67,6 +67,10 @@ func TestCrashWalk(t *testing.T) {
 
 	clean := func(what string, mayStay bool) {
 		t.Helper()
+		if strings.HasPrefix(what, "run.") {
+			// The monitor notices that its client is gone and cleans up by itself, at the same time as the sweep.
+			waitFor(t, "all processes of "+what+" to end", func() bool { return len(h.processes()) == 0 })
+		}
 		if out, err := h.cli(nil, "sweep", "").CombinedOutput(); err != nil {
 			t.Errorf("%s: sweep: %v: %s", what, err, out)
 		}

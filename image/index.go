@@ -58,13 +58,18 @@ type index []entry
 func (s *Store) indexPath() string { return filepath.Join(s.content.Dir(), ocispec.ImageIndexFile) }
 
 // readIndex reads all entries. No index is an empty one.
-func (s *Store) readIndex() (index, error) { return s.readEntries(nil) }
+func (s *Store) readIndex() (index, error) {
+	b, err := s.readIndexFile()
+	if err != nil {
+		return nil, err
+	}
+	return s.parse(b, nil)
+}
 
-// readEntries reads the entries whose line holds one of the strings in only; nil means all.
-func (s *Store) readEntries(only []string) (index, error) {
+func (s *Store) readIndexFile() ([]byte, error) {
 	f, err := os.Open(s.indexPath())
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return []byte(header + footer), nil
 	}
 	if err != nil {
 		return nil, s.indexError("read", err)
@@ -81,6 +86,11 @@ func (s *Store) readEntries(only []string) (index, error) {
 	if _, err := io.ReadFull(f, b); err != nil {
 		return nil, s.indexError("read", err)
 	}
+	return b, nil
+}
+
+// parse decodes the entries whose line holds the string only; nil means all.
+func (s *Store) parse(b []byte, only []string) (index, error) {
 	idx, err := parseIndex(b, only)
 	if err != nil {
 		return nil, &errdefs.Error{Op: "read", What: s.indexPath(), Kind: errdefs.Corrupt, Why: "it is not an image index", Err: err,
@@ -344,23 +354,22 @@ func (e entry) hasDigest(ref reference.Reference) bool {
 	return err == nil && own.Domain == ref.Domain && own.Path == ref.Path
 }
 
-// find is index.find on the store's index, reading only the lines that can matter.
+// find is index.find on the store's index, decoding only the lines that can matter when nameOrID is a plain name.
 func (s *Store) find(nameOrID string) (index, error) {
-	var only []string
-	if ref, err := reference.Parse(nameOrID); err == nil && ref.Digest == "" {
-		only = []string{`"` + ref.String() + `"`}
+	b, err := s.readIndexFile()
+	if err != nil {
+		return nil, err
 	}
-	if only != nil {
-		if idx, err := s.readEntries(only); err == nil && len(idx) == 1 && idx[0].id != "" && idx[0].name == only[0][1:len(only[0])-1] {
+	if ref, err := reference.Parse(nameOrID); err == nil && ref.Digest == "" {
+		named, err := parseIndex(b, []string{`"` + ref.String() + `"`})
+		if i := slices.IndexFunc(named, func(e entry) bool { return e.name == ref.String() && e.id != "" }); err == nil && i >= 0 {
 			// Its other names have the same id.
-			if all, err := s.readEntries([]string{`"` + string(idx[0].id) + `"`}); err == nil {
-				if found, err := all.find(nameOrID); err == nil {
-					return found, nil
-				}
+			if all, err := parseIndex(b, []string{`"` + string(named[i].id) + `"`}); err == nil {
+				return all.find(nameOrID)
 			}
 		}
 	}
-	all, err := s.readIndex()
+	all, err := s.parse(b, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -451,6 +451,12 @@ func (a *spool) loadOne(ctx context.Context, b *bringing, steps *undo.Stack, con
 	if err := checkPair(&b.manifest, b.config); err != nil {
 		return err
 	}
+	for i, d := range descs {
+		// What a plain tar holds is known without unpacking it, also when the layer is here and is not unpacked again.
+		if diffID := b.config.RootFS.DiffIDs[i]; d.MediaType == ocispec.MediaTypeImageLayer && diffID.Algorithm() == d.Digest.Algorithm() && diffID != d.Digest {
+			return malformed("the archive", "its layer %.200q has the digest %s instead of %s", layers[i], d.Digest, diffID)
+		}
+	}
 	need := slices.Clone(b.config.RootFS.DiffIDs)
 	for _, d := range descs {
 		need = append(need, d.Digest)

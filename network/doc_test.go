@@ -15,6 +15,9 @@ func TestRulesAsDocumented(t *testing.T) {
 		t.Skipf("the page shows how nft 1.0 prints; this is %s", v)
 	}
 	page, err := os.ReadFile("../doc/network.md")
+	if os.IsNotExist(err) {
+		t.Skip("needs doc/ beside the package: the test runs outside of the source tree")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,9 @@
 package sys
 
 import (
+	"bufio"
 	"bytes"
+	"io"
 	"os"
 	"strconv"
 
@@ -12,27 +14,35 @@ import (
 // mapped again, from the page cache, when they are used. A process that has just been set up and will mostly sleep
 // needs few of them again. A mapping with pages of our own (relocated constants) is left alone: those would be lost.
 func DropFilePages() error {
-	smaps, err := os.ReadFile("/proc/self/smaps")
+	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return err
 	}
+	defer f.Close() //nolint:errcheck // only read
+	// Line by line in one buffer: the caller wants to become small.
+	r := bufio.NewReader(f)
 	var lo, hi uint64 // of the mapping that the lines belong to; 0 when it is not one to drop
-	for _, line := range bytes.Split(smaps, []byte("\n")) {
+	for {
+		line, err := r.ReadSlice('\n')
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 		// A mapping's first line is "address perms offset dev inode path", the others are "Name: value kB"
 		// (proc_pid_smaps(5)).
-		f := bytes.Fields(line)
-		if len(f) == 0 {
-			continue
-		}
-		if a, b, ok := bytes.Cut(f[0], []byte("-")); ok && len(f) >= 5 {
+		first, rest, _ := bytes.Cut(line, []byte(" "))
+		if a, b, ok := bytes.Cut(first, []byte("-")); ok {
 			lo, hi = 0, 0
-			if len(f) > 5 && f[5][0] == '/' && len(f[1]) == 4 && f[1][1] == '-' {
+			if len(rest) > 1 && rest[1] == '-' && bytes.IndexByte(rest, '/') >= 0 {
 				lo, _ = strconv.ParseUint(string(a), 16, 64)
 				hi, _ = strconv.ParseUint(string(b), 16, 64)
 			}
 			continue
 		}
-		if string(f[0]) != "Anonymous:" || lo == 0 || hi <= lo || len(f) < 2 || string(f[1]) != "0" {
+		if lo == 0 || hi <= lo || !bytes.Equal(first, []byte("Anonymous:")) ||
+			!bytes.HasSuffix(bytes.TrimRight(rest, "\n"), []byte(" 0 kB")) {
 			continue
 		}
 		// Not a pointer of Go's: the address of a mapping that the kernel made for the executable.
@@ -40,5 +50,4 @@ func DropFilePages() error {
 			return e
 		}
 	}
-	return nil
 }

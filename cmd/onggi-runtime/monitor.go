@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"strconv"
 
 	"github.com/onggi/onggi/runtime/launch"
 	"github.com/onggi/onggi/runtime/monitor"
@@ -12,13 +13,27 @@ func init() { more["monitor"] = monitorCommand }
 
 // monitorCommand is a container's parent (package monitor). It is not for people: engines start it.
 //
-//	onggi-runtime monitor --config PATH
+//	onggi-runtime monitor --config PATH | --resume FD
 func monitorCommand(args []string) int {
+	if len(args) == 2 && args[0] == "--resume" {
+		if fd, err := strconv.Atoi(args[1]); err == nil {
+			return monitor.Resume(fd, adopt)
+		}
+	}
 	if len(args) != 2 || args[0] != "--config" {
 		_, _ = os.Stderr.WriteString("onggi-runtime: monitor is started by the engine, with --config PATH\n")
 		return 125
 	}
-	return monitor.Main(args[1], createHere)
+	return monitor.Main(args[1], createHere, adopt)
+}
+
+// adopt finds a container again that this process has made before it executed itself once more.
+func adopt(cfg *monitor.Config, _ int) (monitor.Process, error) {
+	c, err := launch.Load(cfg.RuntimeRoot, cfg.ID)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // createHere makes the container with our own runtime, in this process.

@@ -82,7 +82,7 @@ func BenchmarkMemory(b *testing.B) {
 		x.start()
 		boxes = append(boxes, x)
 	}
-	time.Sleep(2 * time.Second)
+	time.Sleep(3 * time.Second)
 	for b.Loop() {
 		sum := map[string]int{}
 		for _, x := range boxes {

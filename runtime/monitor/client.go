@@ -171,7 +171,8 @@ func Plant(o SpawnOptions) (*Seed, error) {
 	return s, nil
 }
 
-// Spawn gives the seed its container: it writes RunDir/monitor.json and sends the files whose numbers were reserved. The seed is used up, whether it succeeds or not.
+// Spawn gives the seed its container: it writes RunDir/monitor.json and sends the files whose numbers were reserved. The
+// seed is used up, whether it succeeds or not.
 func (s *Seed) Spawn(ctx context.Context, cfg *Config, files map[string]*os.File) (*Client, error) {
 	fail := func(err error) (*Client, error) {
 		s.Close()

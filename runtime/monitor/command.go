@@ -2,7 +2,6 @@ package monitor
 
 import (
 	"os"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -88,11 +87,4 @@ func reapOrphans(except int) {
 			return
 		}
 	}
-}
-
-// settleMemory gives back what setting up took; doc/monitor.md has the measurement.
-func settleMemory() {
-	debug.SetGCPercent(20) // a heap of 4 MiB, the default's smallest, would be mostly garbage here
-	debug.FreeOSMemory()
-	_ = sys.DropFilePages() // saves memory or does nothing
 }

@@ -86,17 +86,9 @@ func newEndpoint(fd int, write bool) (*endpoint, error) {
 			return nil, err
 		}
 	}
-	if e.f != nil {
-		raw, err := e.f.SyscallConn()
-		if err != nil {
-			_ = e.f.Close()
-			_ = unix.Close(fd)
-			return nil, err
-		}
-		e.wait = raw.Read // an epoll descriptor is readable when fd is ready for what it was asked
-		if e.kind == reopened && write {
-			e.wait = raw.Write
-		}
+	if err := e.poll(write); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
 	}
 	if e.kind == reopened {
 		// The client's description is not needed any more, and would keep a pipe's other end from seeing our end.
@@ -104,6 +96,32 @@ func newEndpoint(fd int, write bool) (*endpoint, error) {
 		e.fd = -1
 	}
 	return e, nil
+}
+
+// poll prepares wait.
+func (e *endpoint) poll(write bool) error {
+	if e.f == nil {
+		return nil
+	}
+	raw, err := e.f.SyscallConn()
+	if err != nil {
+		_ = e.f.Close()
+		return err
+	}
+	e.wait = raw.Read // an epoll descriptor is readable when fd is ready for what it was asked
+	if e.kind == reopened && write {
+		e.wait = raw.Write
+	}
+	return nil
+}
+
+// resumeEndpoint is the endpoint of an earlier life of this process.
+func resumeEndpoint(kind endpointKind, fd, watched int, write bool) (*endpoint, error) {
+	e := &endpoint{kind: kind, fd: fd}
+	if watched >= 0 {
+		e.f = os.NewFile(uintptr(watched), "attached")
+	}
+	return e, e.poll(write)
 }
 
 // nest puts fd into an epoll descriptor, which is non-blocking whatever fd is.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,7 +27,11 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "monitor":
-			os.Exit(Main(os.Args[3], fake))
+			if os.Args[2] == "--resume" {
+				fd, _ := strconv.Atoi(os.Args[3])
+				os.Exit(Resume(fd, readopt))
+			}
+			os.Exit(Main(os.Args[3], fake, readopt))
 		case "gate":
 			gate(os.Args[2:])
 		case "client":
@@ -112,6 +117,11 @@ func fake(ctx context.Context, cfg *Config, stdio Stdio) (Process, error) {
 	_ = errW.Close()
 	p.pid, p.gate, p.report = cmd.Process.Pid, goW, errR
 	return p, os.WriteFile(filepath.Join(cfg.Bundle, "pid"), fmt.Append(nil, p.pid), 0o600)
+}
+
+// readopt is fake's Adopter.
+func readopt(cfg *Config, pid int) (Process, error) {
+	return &fakeProcess{dir: cfg.Bundle, pid: pid}, nil
 }
 
 // gate waits for start, and then is the command.

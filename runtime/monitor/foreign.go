@@ -78,7 +78,12 @@ func (f *foreignProcess) thread(started chan<- error) {
 	}
 }
 
+// do runs job in thread; after a renewal there is none, and none is needed.
 func (f *foreignProcess) do(job func()) {
+	if f.work == nil {
+		job()
+		return
+	}
 	done := make(chan struct{})
 	f.work <- func() { job(); close(done) }
 	<-done
@@ -385,15 +390,18 @@ func (f *foreignProcess) Start() (err error) {
 	return err
 }
 
-func (f *foreignProcess) Wait() (Exit, error) {
+func (f *foreignProcess) Wait() (Exit, error) { return waitFor(f.pid) }
+
+// waitFor reaps a child.
+func waitFor(pid int) (Exit, error) {
 	var ws unix.WaitStatus
 	for {
-		_, err := unix.Wait4(f.pid, &ws, 0, nil)
+		_, err := unix.Wait4(pid, &ws, 0, nil)
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
-			return Exit{}, &errdefs.Error{Op: "wait for", What: f.cfg.ID, Kind: errdefs.KindOf(err), Err: err}
+			return Exit{}, &errdefs.Error{Op: "wait for process", What: strconv.Itoa(pid), Kind: errdefs.KindOf(err), Err: err}
 		case ws.Signaled():
 			return Exit{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}, nil
 		}
@@ -411,7 +419,9 @@ func (f *foreignProcess) delete() error { return f.run(Stdio{}, "delete", "--for
 
 func (f *foreignProcess) Delete() (err error) {
 	f.do(func() { err = f.delete() })
-	close(f.work)
+	if f.work != nil {
+		close(f.work)
+	}
 	for _, n := range []string{logName, pidName} {
 		_ = os.Remove(f.file(n)) // RunDir goes soon, anyway
 	}

@@ -23,23 +23,22 @@ import (
 // connFd is the inherited connection of the first client.
 const connFd = 3
 
-// Main is the monitor process: it reads the Config at path when the first message says that it is there, serves until the container is gone, and returns the exit
-// code of the process. The inherited connection is descriptor 3; attached stdio of the first client, if any, are
-// descriptors named "stdin", "stdout", "stderr" in Config.Fds.
+// Main is the monitor process: it reads the Config at path when the first message says that it is there, serves until
+// the container is gone, and returns the exit code of the process. The inherited connection is descriptor 3; attached
+// stdio of the first client, if any, are descriptors named "stdin", "stdout", "stderr" in Config.Fds.
 //
 // Signals do not end it and do not reach the container through it: SIGTERM, SIGINT, SIGHUP, SIGQUIT and the like are
 // ignored (a container is signalled by Client.Signal). SIGKILL ends it; then the container has lost its parent and its
 // log, Alive says so, and the engine deals with it.
-func Main(path string, create Creator) int {
+//
+// adopt, which may be nil, lets the monitor of a container that stays execute itself again (Resume).
+func Main(path string, create Creator, adopt Adopter) int {
 	c, err := newConn(connFd)
 	if err != nil {
 		return errdefs.Internal.ExitCode()
 	}
-	s := &server{steps: undo.New("monitor"), peers: map[*peer]bool{},
-		starts: make(chan chan error), abandoned: make(chan struct{}, 1), dead: make(chan struct{})}
-	s.changed.L = &s.mu
-	s.ctx, s.cancel = context.WithCancel(context.Background())
-	defer s.cancel()
+	s := newServer()
+	s.adopt = adopt
 	s.cfg, err = begin(c, path)
 	if errors.Is(err, io.EOF) {
 		return 0 // a seed that was not needed
@@ -54,17 +53,27 @@ func Main(path string, create Creator) int {
 	}
 	s.first = &peer{c: c, mine: s.cfg.Mine}
 	s.peers[s.first] = true
+	s.bar.join()
 	go s.serve(s.first)
 	if err != nil {
 		s.failed(err)
 		return s.end()
 	}
+	s.bar.join()
 	go s.accept()
 	if len(s.cfg.Runtime) > 0 {
 		create = foreign
 	}
 	s.live(create)
 	return s.end()
+}
+
+func newServer() *server {
+	s := &server{steps: undo.New("monitor"), peers: map[*peer]bool{}, bar: newBarrier(),
+		starts: make(chan chan error), abandoned: make(chan struct{}, 1), dead: make(chan struct{})}
+	s.changed.L = &s.mu
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
 }
 
 // server is the monitor's state.
@@ -79,6 +88,10 @@ type server struct {
 	sock  *conn
 	log   *logfile.Writer
 	first *peer // the client that spawned us
+
+	adopt        Adopter
+	path, events string // of a foreign runtime, after a renewal
+	bar          *barrier
 
 	ctx       context.Context // ends when everybody who knew of a container that has not started is gone
 	cancel    context.CancelFunc
@@ -160,8 +173,7 @@ func (s *server) setUp() (err error) {
 	for _, n := range s.cfg.Fds {
 		unix.CloseOnExec(n)
 	}
-	// Caught and thrown away, not ignored: an ignored signal would stay ignored in the container (execve(2)).
-	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	catch()
 	err = s.steps.Do("lock", func() (err error) {
 		s.lock, err = lock(s.cfg.RunDir)
 		return err
@@ -208,7 +220,7 @@ func (s *server) live(create Creator) {
 		if s.cfg.Terminal {
 			return nil // it comes from the runtime
 		}
-		sio, t, err := pipes(s.cfg, s.log)
+		sio, t, err := pipes(s.cfg, s.log, s.bar)
 		if err != nil {
 			return err
 		}
@@ -251,6 +263,11 @@ func (s *server) live(create Creator) {
 		s.tell(s.made)
 		s.mu.Unlock()
 	}
+	s.follow()
+}
+
+// follow waits for the start and for the end.
+func (s *server) follow() {
 	for {
 		select {
 		case reply := <-s.starts:
@@ -266,7 +283,7 @@ func (s *server) live(create Creator) {
 			}
 		case <-s.dead:
 			s.reaping.Lock()
-			e, err := proc.Wait()
+			e, err := s.proc.Wait()
 			s.reaping.Unlock()
 			s.mu.Lock()
 			if s.phase == created && s.failure == nil {
@@ -327,17 +344,6 @@ func (s *server) start() error {
 	return nil
 }
 
-// settleAfter is when a container is taken for one that stays: short ones do not pay for the settling.
-const settleAfter = 200 * time.Millisecond
-
-// settle is done once when the container runs, off everybody's way: it gives back the memory that setting up took.
-func (s *server) settle() {
-	// A container must not take its monitor along when memory runs out. Children made before keep their own value;
-	// without the right to lower it (CAP_SYS_RESOURCE) nothing is lost but this.
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
-	settleMemory()
-}
-
 // failed records why the container never started.
 func (s *server) failed(err error) {
 	e := errdefs.As(err)
@@ -367,7 +373,7 @@ func (s *server) openTerminal(proc Process) error {
 	if f == nil {
 		return &errdefs.Error{Op: "take the terminal", What: s.cfg.ID, Kind: errdefs.Internal, Why: "the runtime gave none"}
 	}
-	sio, err := terminal(s.cfg, f, s.log)
+	sio, err := terminal(s.cfg, f, s.log, s.bar)
 	if err != nil {
 		return err
 	}
@@ -425,8 +431,9 @@ func (s *server) attach(p *peer, stream string, fd int) error {
 			e.close() // its end has been seen already (StdinOnce): there is nobody to read
 			return nil
 		}
-		c := &source{e: e, dst: dst}
+		c := &source{e: e, dst: dst, bar: s.bar}
 		p.sources = append(p.sources, c)
+		s.bar.join()
 		go c.run(s.io)
 	case "stdout":
 		p.sinks = append(p.sinks, attached{s.io.out, s.io.out.attach(e)})
@@ -441,6 +448,7 @@ func (s *server) attach(p *peer, stream string, fd int) error {
 
 // accept takes new clients until the socket is closed.
 func (s *server) accept() {
+	defer s.bar.leave()
 	for {
 		var fd int
 		var got error
@@ -452,6 +460,10 @@ func (s *server) accept() {
 				}
 			}
 		})
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.rest(s.sock)
+			continue
+		}
 		if err != nil {
 			return // closed
 		}
@@ -483,8 +495,17 @@ func (s *server) accept() {
 			_ = c.send(s.started, false)
 		}
 		s.mu.Unlock()
+		s.bar.join()
 		go s.serve(p)
 	}
+}
+
+// rest parks the calling goroutine if it was interrupted for that, and undoes the interruption.
+func (s *server) rest(c *conn) {
+	if s.bar.wanted() {
+		s.bar.park()
+	}
+	_ = c.f.SetReadDeadline(time.Time{})
 }
 
 // tell sends an event to all clients. One that does not read loses its connection: its packets would pile up.
@@ -503,9 +524,14 @@ func (s *server) tellOne(p *peer, m *message) {
 
 // serve receives the requests of one client until it goes.
 func (s *server) serve(p *peer) {
+	defer s.bar.leave()
 	buf := make([]byte, maxRequest)
 	for {
 		m, fds, err := p.c.recv(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.rest(p.c)
+			continue
+		}
 		if err != nil {
 			break // gone, or not speaking our language
 		}

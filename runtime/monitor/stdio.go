@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,7 +60,8 @@ type pump struct {
 	raw    syscall.RawConn
 	tty    bool
 	log    *logfile.Writer // may be nil
-	done   chan struct{}   // closed when the pump has ended
+	bar    *barrier
+	done   chan struct{} // closed when the pump has ended
 
 	mu     sync.Mutex // over all below
 	sinks  []*sink
@@ -67,16 +69,33 @@ type pump struct {
 	logErr error // the first error of the log
 }
 
-func newPump(stream logfile.Stream, src *os.File, tty bool, log *logfile.Writer) (*pump, error) {
+func newPump(stream logfile.Stream, src *os.File, tty bool, log *logfile.Writer, bar *barrier) (*pump, error) {
 	raw, err := src.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	return &pump{stream: stream, src: src, raw: raw, tty: tty, log: log, done: make(chan struct{})}, nil
+	return &pump{stream: stream, src: src, raw: raw, tty: tty, log: log, bar: bar, done: make(chan struct{})}, nil
+}
+
+// endedPump is a pump whose stream has ended before a renewal.
+func endedPump(stream logfile.Stream) *pump {
+	p := &pump{stream: stream, done: make(chan struct{})}
+	close(p.done)
+	return p
+}
+
+func (p *pump) hasEnded() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // run is the pump's goroutine.
 func (p *pump) run() {
+	defer p.bar.leave()
 	defer close(p.done)
 	buf, err := newBuffer()
 	if err != nil {
@@ -130,8 +149,15 @@ func (p *pump) read(buf *buffer, left int) (n int, final bool) {
 		if buf.dirty && !final {
 			deadline = time.Now().Add(idleAfter)
 		}
-		_ = p.src.SetReadDeadline(deadline)
+		park := p.bar.wanted() && !final
+		if !park {
+			_ = p.src.SetReadDeadline(deadline)
+		}
 		p.mu.Unlock()
+		if park {
+			p.bar.park()
+			continue
+		}
 		var rerr error
 		err := p.raw.Read(func(fd uintptr) bool {
 			for {
@@ -224,7 +250,9 @@ func (p *pump) drop(s *sink) {
 func (p *pump) finish() error {
 	p.mu.Lock()
 	p.final = true
-	_ = p.src.SetReadDeadline(time.Unix(1, 0))
+	if !p.hasEnded() {
+		_ = p.src.SetReadDeadline(time.Unix(1, 0))
+	}
 	for _, s := range p.sinks {
 		s.e.interrupt()
 	}
@@ -233,6 +261,13 @@ func (p *pump) finish() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.logErr
+}
+
+// isDead reports whether s was dropped.
+func (s *sink) isDead(p *pump) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return s.dead
 }
 
 // flush writes what was left over for a sink, waiting for its reader. After finish.
@@ -255,6 +290,7 @@ func (p *pump) flush(s *sink) {
 
 // stdio is the container's three streams, or its terminal.
 type stdio struct {
+	bar      *barrier
 	running  bool     // the pumps are
 	out, err *pump    // err is nil with a terminal
 	console  *os.File // the terminal's master side
@@ -265,8 +301,8 @@ type stdio struct {
 }
 
 // pipes makes the streams of a container without a terminal and returns the container's ends.
-func pipes(cfg *Config, log *logfile.Writer) (s *stdio, theirs Stdio, err error) {
-	s = &stdio{once: cfg.StdinOnce}
+func pipes(cfg *Config, log *logfile.Writer, bar *barrier) (s *stdio, theirs Stdio, err error) {
+	s = &stdio{once: cfg.StdinOnce, bar: bar}
 	defer func() {
 		if err != nil {
 			theirs.close()
@@ -282,14 +318,14 @@ func pipes(cfg *Config, log *logfile.Writer) (s *stdio, theirs Stdio, err error)
 	if out, theirs.Out, err = pipe(true); err != nil {
 		return s, theirs, err
 	}
-	if s.out, err = newPump(logfile.Stdout, out, false, log); err != nil {
+	if s.out, err = newPump(logfile.Stdout, out, false, log, bar); err != nil {
 		_ = out.Close()
 		return s, theirs, err
 	}
 	if errs, theirs.Err, err = pipe(true); err != nil {
 		return s, theirs, err
 	}
-	if s.err, err = newPump(logfile.Stderr, errs, false, log); err != nil {
+	if s.err, err = newPump(logfile.Stderr, errs, false, log, bar); err != nil {
 		_ = errs.Close()
 	}
 	return s, theirs, err
@@ -316,7 +352,7 @@ func pipe(read bool) (r, w *os.File, err error) {
 }
 
 // terminal makes the streams of a container with a terminal, whose master side it takes over.
-func terminal(cfg *Config, console *os.File, log *logfile.Writer) (*stdio, error) {
+func terminal(cfg *Config, console *os.File, log *logfile.Writer, bar *barrier) (*stdio, error) {
 	fd, err := number(console)
 	if err == nil {
 		if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
@@ -328,8 +364,8 @@ func terminal(cfg *Config, console *os.File, log *logfile.Writer) (*stdio, error
 		return nil, &errdefs.Error{Op: "take the terminal", Kind: errdefs.KindOf(err), Err: err}
 	}
 	// The runtime's file may be one that the poller does not know; ours is.
-	s := &stdio{console: os.NewFile(uintptr(fd), "console")}
-	if s.out, err = newPump(logfile.Stdout, s.console, true, log); err != nil {
+	s := &stdio{bar: bar, console: os.NewFile(uintptr(fd), "console")}
+	if s.out, err = newPump(logfile.Stdout, s.console, true, log, bar); err != nil {
 		_ = s.console.Close()
 		return nil, err
 	}
@@ -367,11 +403,19 @@ func (s Stdio) close() {
 // run starts the pumps.
 func (s *stdio) run() {
 	s.running = true
-	for _, p := range []*pump{s.out, s.err} {
-		if p != nil {
+	for _, p := range s.pumps() {
+		if !p.hasEnded() {
+			s.bar.join()
 			go p.run()
 		}
 	}
+}
+
+func (s *stdio) pumps() []*pump {
+	if s.err == nil {
+		return []*pump{s.out}
+	}
+	return []*pump{s.out, s.err}
 }
 
 // abandon closes streams that never ran.
@@ -390,11 +434,9 @@ func (s *stdio) finish() (errs []error) {
 		s.abandon()
 		return nil
 	}
-	for _, p := range []*pump{s.out, s.err} {
-		if p != nil {
-			if err := p.finish(); err != nil {
-				errs = append(errs, err)
-			}
+	for _, p := range s.pumps() {
+		if err := p.finish(); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	s.closeStdin()
@@ -431,17 +473,30 @@ func (s *stdio) closeStdin() {
 
 // source is a client's stdin on its way into the container.
 type source struct {
-	e   *endpoint
-	dst *os.File
+	e     *endpoint
+	dst   *os.File
+	bar   *barrier
+	ended atomic.Bool // both are closed
 }
 
 // run is the source's goroutine: it ends with the client's input, with the container's interest in it, or by close.
 func (c *source) run(s *stdio) {
+	defer c.bar.leave()
 	buf, err := newBuffer()
 	if err == nil {
 		defer buf.free()
 		for {
+			if c.bar.wanted() {
+				c.bar.park()
+			}
 			n, err := c.e.read(buf.b)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				if c.bar.wanted() {
+					c.bar.park()
+				}
+				c.e.calm()
+				continue
+			}
 			if err != nil {
 				break
 			}
@@ -457,6 +512,7 @@ func (c *source) run(s *stdio) {
 }
 
 func (c *source) close() {
+	c.ended.Store(true)
 	c.e.close()
 	_ = c.dst.Close()
 }

@@ -21,7 +21,8 @@ const (
 
 // message is one packet in either direction; Op says which fields are set.
 //
-//	to the monitor    begin(streams) + descriptors | start | attach(streams) + descriptors | resize(width, height) | signal(signal) | mine | done
+//	to the monitor    begin(streams) + descriptors | start | attach(streams) + descriptors | resize(width, height) |
+//	                  signal(signal) | mine | done
 //	from the monitor  created(pid, warnings) | started(at, spans) | failed(error) | exited(exit) | reply(error)
 //
 // Each request but done is answered by a reply with its id. Events have no id; a client that connects late gets those

@@ -43,6 +43,40 @@ type Writer struct {
 // Create opens or makes the log at path, mode 0600. maxSize is bytes per file (at least 4 KiB; 0: 10 MiB), maxFiles
 // counts the newest one (0: 3). A torn frame at the end is cut off.
 func Create(path string, maxSize int64, maxFiles int) (*Writer, error) {
+	w, err := newWriter(path, maxSize, maxFiles)
+	if err != nil {
+		return nil, err
+	}
+	for i := w.maxFiles; ; i++ { // a larger max-file of the past
+		if err := os.Remove(name(path, i)); err != nil {
+			break
+		}
+	}
+	if err := w.open(); err != nil {
+		return nil, &errdefs.Error{Op: "open the log", What: path, Kind: errdefs.KindOf(err), Err: err}
+	}
+	return w, nil
+}
+
+// Reopen goes on with a log that this process has created: its end is whole, and nothing is read to see that.
+func Reopen(path string, maxSize int64, maxFiles int) (*Writer, error) {
+	w, err := newWriter(path, maxSize, maxFiles)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &errdefs.Error{Op: "open the log", What: path, Kind: errdefs.KindOf(err), Err: err}
+	}
+	if w.size, err = unix.Seek(fd, 0, unix.SEEK_END); err != nil {
+		_ = unix.Close(fd)
+		return nil, &errdefs.Error{Op: "open the log", What: path, Kind: errdefs.KindOf(err), Err: err}
+	}
+	w.fd = fd
+	return w, nil
+}
+
+func newWriter(path string, maxSize int64, maxFiles int) (*Writer, error) {
 	if maxSize == 0 {
 		maxSize = DefaultMaxSize
 	}
@@ -54,17 +88,8 @@ func Create(path string, maxSize int64, maxFiles int) (*Writer, error) {
 			Why: fmt.Sprintf("max-size %d and max-file %d must be at least %d bytes and 1 file", maxSize, maxFiles, minMaxSize),
 			Fix: "use --log-opt max-size=10m --log-opt max-file=3"}
 	}
-	w := &Writer{path: path, maxSize: maxSize, maxFiles: maxFiles, fd: -1,
-		chunk: int(min(maxSize-overhead, MaxPayload))}
-	for i := maxFiles; ; i++ { // a larger max-file of the past
-		if err := os.Remove(name(path, i)); err != nil {
-			break
-		}
-	}
-	if err := w.open(); err != nil {
-		return nil, &errdefs.Error{Op: "open the log", What: path, Kind: errdefs.KindOf(err), Err: err}
-	}
-	return w, nil
+	return &Writer{path: path, maxSize: maxSize, maxFiles: maxFiles, fd: -1,
+		chunk: int(min(maxSize-overhead, MaxPayload))}, nil
 }
 
 // open opens the newest file and cuts a torn end off. A file of a larger limit than today's is rotated by the next

@@ -3,11 +3,12 @@ package archive
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/onggi/onggi/errdefs"
 )
@@ -69,7 +70,7 @@ func sniff(head []byte) (Compression, error) {
 // is compressed otherwise is Unsupported. Close frees the decoder, not r.
 func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	src := &source{r: r}
-	in := bufio.NewReaderSize(src, 128<<10)
+	in := bufio.NewReaderSize(src, 32<<10)
 	head, err := in.Peek(512)
 	if err != nil && err != io.EOF {
 		return nil, Plain, err
@@ -80,7 +81,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	}
 	switch c {
 	case Gzip:
-		return &gzipReader{src: src, in: in}, Gzip, nil
+		return &gzipReader{src: src, f: newInflater(in)}, Gzip, nil
 	case Zstd:
 		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
@@ -92,72 +93,160 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	return io.NopCloser(in), Plain, nil
 }
 
-// gzipReader reads member after member.
+// gzipReader reads member after member (RFC 1952).
 type gzipReader struct {
-	src *source
-	in  *bufio.Reader
-	z   *gzip.Reader
-	err error
+	src  *source
+	f    *inflater
+	cur  []byte // decoded and not yet read
+	crc  uint32
+	size uint32
+	in   bool // in a member
+	err  error
 }
 
 func (g *gzipReader) Read(p []byte) (int, error) {
-	for g.err == nil {
-		if g.z == nil {
-			g.z, g.err = gzip.NewReader(g.in)
-			if g.err != nil {
-				g.err = formatError(g.src, "gzip", g.err)
-				break
-			}
-			g.z.Multistream(false)
+	for len(g.cur) == 0 {
+		if g.err == nil {
+			g.cur, g.err = g.more()
 		}
-		n, err := g.z.Read(p)
-		if err == io.EOF {
-			err = nil
-			g.err = g.next()
-		} else if err != nil {
-			g.err = formatError(g.src, "gzip", err)
-		}
-		if n > 0 || len(p) == 0 {
-			return n, nil
+		if g.err != nil {
+			return 0, g.err
 		}
 	}
-	return 0, g.err
+	n := copy(p, g.cur)
+	g.cur = g.cur[n:]
+	return n, nil
 }
 
-// next goes to the member that follows, if there is one.
-func (g *gzipReader) next() error {
-	head, err := g.in.Peek(2)
-	if len(head) == 0 {
-		return err
+// more decodes the next piece, which may be empty.
+func (g *gzipReader) more() ([]byte, error) {
+	if !g.in {
+		if err := g.member(); err != nil {
+			return nil, err
+		}
+		g.in, g.crc, g.size = true, 0, 0
 	}
-	if head[0] == 0 {
-		return g.padding()
+	b, err := g.f.next()
+	if err == nil {
+		g.crc = crc32.Update(g.crc, crc32.IEEETable, b)
+		g.size += uint32(len(b))
+		return b, nil
 	}
-	if err := g.z.Reset(g.in); err != nil {
-		return formatError(g.src, "gzip", err)
+	if err != io.EOF {
+		return nil, formatError(g.src, "gzip", err)
 	}
-	g.z.Multistream(false)
-	return nil
+	t := g.f.bytes(8)
+	if len(t) < 8 {
+		return nil, formatError(g.src, "gzip", io.ErrUnexpectedEOF)
+	}
+	if binary.LittleEndian.Uint32(t) != g.crc || binary.LittleEndian.Uint32(t[4:]) != g.size {
+		return nil, formatError(g.src, "gzip", errors.New("its checksum or size is wrong"))
+	}
+	g.f.skip(8)
+	g.f.reset()
+	g.in = false
+	return nil, g.between()
 }
 
-func (g *gzipReader) padding() error {
+// between looks at what follows a member: the end, zeros up to the end, or another member.
+func (g *gzipReader) between() error {
+	b := g.f.bytes(1)
+	if len(b) == 0 {
+		return g.ended()
+	}
+	if b[0] != 0 {
+		return nil
+	}
 	for {
-		b, err := g.in.Peek(max(g.in.Buffered(), 1))
+		b := g.f.bytes(inSize / 4)
 		if len(b) == 0 {
-			return err
+			return g.ended()
 		}
 		for _, c := range b {
 			if c != 0 {
 				return formatError(g.src, "gzip", errors.New("something else follows the compressed data"))
 			}
 		}
-		_, _ = g.in.Discard(len(b)) // they are in the buffer
+		g.f.skip(len(b))
 	}
+}
+
+// ended is io.EOF, or what the reader below ended with instead.
+func (g *gzipReader) ended() error {
+	if g.src.err != nil {
+		return g.src.err
+	}
+	return io.EOF
+}
+
+// The flags of a member's header (RFC 1952, section 2.3.1).
+const (
+	gzHeaderCRC = 1 << 1
+	gzExtra     = 1 << 2
+	gzName      = 1 << 3
+	gzComment   = 1 << 4
+	gzReserved  = 0xe0
+)
+
+// member reads a member's header.
+func (g *gzipReader) member() error {
+	h := g.f.bytes(10)
+	switch {
+	case len(h) < 10:
+		return formatError(g.src, "gzip", io.ErrUnexpectedEOF)
+	case h[0] != 0x1f || h[1] != 0x8b || h[2] != 8 || h[3]&gzReserved != 0:
+		return formatError(g.src, "gzip", errors.New("it is no gzip header"))
+	}
+	flags, crc := h[3], crc32.ChecksumIEEE(h)
+	g.f.skip(10)
+	take := func(n int) ([]byte, error) {
+		b := g.f.bytes(n)
+		if len(b) < n {
+			return nil, formatError(g.src, "gzip", io.ErrUnexpectedEOF)
+		}
+		crc = crc32.Update(crc, crc32.IEEETable, b)
+		g.f.skip(n)
+		return b, nil
+	}
+	if flags&gzExtra != 0 {
+		b, err := take(2)
+		if err != nil {
+			return err
+		}
+		if _, err := take(int(binary.LittleEndian.Uint16(b))); err != nil {
+			return err
+		}
+	}
+	for _, f := range []byte{gzName, gzComment} {
+		for n := 0; flags&f != 0; n++ {
+			if n > 64<<10 {
+				return formatError(g.src, "gzip", errors.New("a name in its header does not end"))
+			}
+			b, err := take(1)
+			if err != nil {
+				return err
+			}
+			if b[0] == 0 {
+				break
+			}
+		}
+	}
+	if flags&gzHeaderCRC != 0 {
+		want := uint16(crc)
+		b, err := take(2)
+		if err != nil {
+			return err
+		}
+		if binary.LittleEndian.Uint16(b) != want {
+			return formatError(g.src, "gzip", errors.New("the checksum of its header is wrong"))
+		}
+	}
+	return nil
 }
 
 // Close frees nothing that the collector would not.
 func (g *gzipReader) Close() error {
-	g.err = errClosed
+	g.cur, g.err = nil, errClosed
 	return nil
 }
 

@@ -320,6 +320,17 @@ func (h *house) checkNothingLeft() {
 			h.t.Errorf("left behind: %s", filepath.Join(d, e.Name()))
 		}
 	}
+	if vols, err := h.Volumes(); err == nil {
+		l, err := vols.List()
+		if err != nil {
+			h.t.Error(err)
+		}
+		for _, v := range l {
+			if v.Volatile {
+				h.t.Errorf("left behind: volume %s", v.Name)
+			}
+		}
+	}
 	if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(b), h.o.Root) || strings.Contains(string(b), h.o.RunRoot) {
 		h.t.Errorf("a mount is left in the host's namespace:\n%s", b)
 	}

@@ -123,6 +123,7 @@ func (e *Engine) Sweep(ctx context.Context) error {
 	try(e.sweepRuns())
 	try(e.sweepNetwork(ctx))
 	try(e.sweepSnapshots(ctx))
+	try(e.sweepVolumes())
 	if exists(filepath.Join(e.o.Root, "images")) {
 		images, err := e.Images()
 		try(err)
@@ -239,4 +240,32 @@ func (e *Engine) sweepSnapshots(ctx context.Context) error {
 		}
 	}
 	return s.Sweep(ctx)
+}
+
+// sweepVolumes removes what killed processes left of volumes, and volumes of --rm containers whose record a crash of
+// the host has taken. The record of a container names its volumes before they are made.
+func (e *Engine) sweepVolumes() error {
+	if !exists(filepath.Join(e.o.Root, "volumes")) {
+		return nil
+	}
+	store, err := e.Volumes()
+	if err != nil {
+		return err
+	}
+	list, err := store.List()
+	if err != nil {
+		return err
+	}
+	used, err := e.usedVolumes("")
+	if err != nil {
+		return err
+	}
+	for _, v := range list {
+		if v.Anonymous && v.Volatile && !used[v.Name] {
+			if err := store.Volatile().Remove(v.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return store.Sweep()
 }

@@ -81,6 +81,9 @@ func (h *held) ensureVolume(m spec.Mount, v *view) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if h.anonymous(m.Source) && h.rec.Config.AutoRemove {
+		store = store.Volatile()
+	}
 	vol, err := store.Get(m.Source)
 	if err != nil {
 		if h.anonymous(m.Source) {
@@ -169,17 +172,12 @@ func (h *held) removeVolumes() error {
 	if err != nil {
 		return err
 	}
-	others, err := h.e.records()
+	used, err := h.e.usedVolumes(h.rec.ID)
 	if err != nil {
 		return err
 	}
-	used := map[string]bool{}
-	for _, o := range others {
-		if o.ID != h.rec.ID {
-			for _, v := range o.Volumes {
-				used[v] = true
-			}
-		}
+	if h.rec.Config.AutoRemove {
+		store = store.Volatile()
 	}
 	for _, name := range h.rec.Anonymous {
 		if !used[name] {
@@ -189,4 +187,21 @@ func (h *held) removeVolumes() error {
 		}
 	}
 	return nil
+}
+
+// usedVolumes are the names of the volumes of all containers but one.
+func (e *Engine) usedVolumes(but string) (map[string]bool, error) {
+	records, err := e.records()
+	if err != nil {
+		return nil, err
+	}
+	used := map[string]bool{}
+	for _, r := range records {
+		if r.ID != but {
+			for _, v := range r.Volumes {
+				used[v] = true
+			}
+		}
+	}
+	return used, nil
 }

@@ -89,6 +89,9 @@ func (s *Store) Populate(v *Volume, src int) (err error) {
 			if err := c.finish(from, to); err != nil {
 				return err
 			}
+			if s.volatile {
+				return nil
+			}
 			return unix.Syncfs(int(to.Fd()))
 		}, func() error { return pathrs.RemoveAll(dir, stagingDir) }); err != nil {
 			return err
@@ -98,6 +101,9 @@ func (s *Store) Populate(v *Volume, src int) (err error) {
 			if err := unix.Renameat(int(dir.Fd()), stagingDir, int(dir.Fd()), dataDir); err != nil {
 				return err
 			}
+			if s.volatile {
+				return nil
+			}
 			return dir.Sync()
 		}, nil); err != nil {
 			return err
@@ -105,7 +111,7 @@ func (s *Store) Populate(v *Volume, src int) (err error) {
 	}
 	u.Done()
 	now.Fresh = false
-	if err := u.Do("record", func() error { return writeRecord(dir.Name(), now) }, nil); err != nil {
+	if err := u.Do("record", func() error { return s.writeRecord(dir.Name(), now) }, nil); err != nil {
 		return err
 	}
 	v.Fresh = false

@@ -50,7 +50,14 @@ const (
 )
 
 // Store is a directory of volumes. It is safe for concurrent use, also by several processes.
-type Store struct{ dir string }
+type Store struct {
+	dir      string
+	volatile bool
+}
+
+// Volatile returns the store as one that syncs nothing to the disk, and marks what it makes as Volatile: for the
+// anonymous volumes of containers that do not outlive a crash of the host (--rm).
+func (s *Store) Volatile() *Store { return &Store{dir: s.dir, volatile: true} }
 
 // Volume is one volume.
 type Volume struct {
@@ -61,6 +68,8 @@ type Volume struct {
 	Created   time.Time         `json:"created"`
 	// Fresh: nothing has been mounted from it yet, so the image's content at the mount point is still to be copied in.
 	Fresh bool `json:"fresh,omitempty"`
+	// Volatile: it was made for a container that dies with it and syncs nothing; without that container it is litter.
+	Volatile bool `json:"volatile,omitempty"`
 }
 
 // Open opens or makes the store in dir.
@@ -72,7 +81,7 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, &errdefs.Error{Op: "open the volumes", What: dir, Kind: errdefs.KindOf(err), Err: err}
 	}
-	return &Store{dir}, nil
+	return &Store{dir: dir}, nil
 }
 
 // CheckName returns an error of kind InvalidArgument unless name is a volume's name: 2 to 255 of a-z A-Z 0-9 _ . -,
@@ -122,7 +131,7 @@ func (s *Store) ensure(v *Volume) (*Volume, error) {
 	if err == nil || !errdefs.Is(err, errdefs.NotFound) {
 		return there, err
 	}
-	v.Labels, v.Created, v.Fresh = maps.Clone(v.Labels), time.Now().UTC(), true
+	v.Labels, v.Created, v.Fresh, v.Volatile = maps.Clone(v.Labels), time.Now().UTC(), true, s.volatile
 	err = s.make(v)
 	if errors.Is(err, fs.ErrExist) { // another process was faster
 		return s.Get(v.Name)
@@ -160,7 +169,7 @@ func (s *Store) make(v *Volume) (err error) {
 	}, func() error { return os.RemoveAll(aside) }); err != nil {
 		return err
 	}
-	if err := u.Do("record", func() error { return writeRecord(aside, v) }, nil); err != nil {
+	if err := u.Do("record", func() error { return s.writeRecord(aside, v) }, nil); err != nil {
 		return err
 	}
 	final := filepath.Join(s.dir, v.Name)
@@ -169,7 +178,7 @@ func (s *Store) make(v *Volume) (err error) {
 	}, func() error { return os.RemoveAll(final) }); err != nil {
 		return err
 	}
-	return u.Do("sync", func() error { return syncDir(s.dir) }, nil)
+	return u.Do("sync", func() error { return s.syncDir(s.dir) }, nil)
 }
 
 func makeData(path string) error {
@@ -273,7 +282,7 @@ func (s *Store) Remove(name string) (err error) {
 		if err := os.Rename(filepath.Join(s.dir, name), filepath.Join(s.dir, gonePrefix+id)); err != nil {
 			return err
 		}
-		return syncDir(s.dir)
+		return s.syncDir(s.dir)
 	}, nil); err != nil {
 		return err
 	}
@@ -358,7 +367,7 @@ func lock(path string) (unlock func(), err error) {
 }
 
 // writeRecord writes the record into the volume's directory: written, synced, renamed, and the directory synced.
-func writeRecord(dir string, v *Volume) error {
+func (s *Store) writeRecord(dir string, v *Volume) error {
 	b, err := json.MarshalIndent(v, "", "\t")
 	if err != nil {
 		return err
@@ -372,7 +381,7 @@ func writeRecord(dir string, v *Volume) error {
 		return err
 	}
 	_, err = f.Write(append(b, '\n'))
-	if err == nil {
+	if err == nil && !s.volatile {
 		err = f.Sync()
 	}
 	if e := f.Close(); err == nil {
@@ -384,10 +393,13 @@ func writeRecord(dir string, v *Volume) error {
 	if err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return s.syncDir(dir)
 }
 
-func syncDir(path string) error {
+func (s *Store) syncDir(path string) error {
+	if s.volatile {
+		return nil
+	}
 	d, err := os.Open(path)
 	if err != nil {
 		return err

@@ -68,6 +68,7 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 
 // Run is Create and Start; with AutoRemove a failed start removes the container, without it stays as created.
 func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOptions) (_ *Session, err error) {
+	begin := time.Now()
 	making := undo.New("run")
 	defer making.Undo(&err)
 	var planted bed
@@ -87,7 +88,9 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 			h.unlock()
 		}
 	}()
+	var later time.Duration // the second stack's clock begins later than the first one's
 	s, err := func() (_ *Session, err error) {
+		later = time.Since(begin)
 		starting := undo.New("run")
 		defer starting.Undo(&err)
 		s, err := h.start(ctx, o, starting, planted)
@@ -106,7 +109,7 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 		return nil, err
 	}
 	h.unlock()
-	s.Spans = append(making.Spans(), s.Spans...)
+	s.Spans = append(making.Spans(), shifted(s.Spans, later)...)
 	return s, nil
 }
 
@@ -114,6 +117,7 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 type seed struct {
 	*monitor.Seed
 	err error
+	at  time.Time // when it was planted: its clock begins there, or a little later
 }
 
 // bed holds a seed, once it is planted.
@@ -141,21 +145,33 @@ func (h *held) plant(o StartOptions) bed {
 		files["netns"] = nil
 	}
 	run := h.e.runDir(h.rec.ID)
+	at := time.Now()
 	go func() {
 		binary, err := h.e.runtime()
 		if err != nil {
-			planted <- seed{err: err}
+			planted <- seed{err: err, at: at}
 			return
 		}
 		s, err := monitor.Plant(monitor.SpawnOptions{Binary: binary, RunDir: run, Files: files, Stdio: [3]*os.File{o.Stdin, o.Stdout, o.Stderr}})
-		planted <- seed{s, err}
+		planted <- seed{s, err, at}
 	}()
 	return planted
+}
+
+// shifted returns spans on a clock that began earlier.
+func shifted(spans []undo.Span, by time.Duration) []undo.Span {
+	out := make([]undo.Span, len(spans))
+	for i, s := range spans {
+		s.Start += by
+		out[i] = s
+	}
+	return out
 }
 
 // start does volumes -> files -> network -> spec -> process. The caller holds the lock and has the container in a state
 // that may be started; steps takes everything back on failure.
 func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, planted bed) (*Session, error) {
+	begun := time.Now()
 	e, r := h.e, h.rec
 	run := e.runDir(r.ID)
 	if err := h.tidy(ctx); err != nil { // what a crash has left of the run before
@@ -273,8 +289,10 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	}
 
 	var client *monitor.Client
+	var at time.Time
 	err = steps.Do("monitor", func() (err error) {
 		p := planted.take()
+		at = p.at
 		if p.err != nil {
 			return p.err
 		}
@@ -317,7 +335,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		client.Renounce() // its end is nobody's but the monitor's, until somebody calls Finish
 	}
 	c := r.Container
-	return &Session{Container: &c, Client: client, Spans: append(steps.Spans(), inner...), promised: o.attached()}, nil
+	return &Session{Container: &c, Client: client, Spans: append(steps.Spans(), shifted(inner, at.Sub(begun))...), promised: o.attached()}, nil
 }
 
 // names are what /etc/hosts, /etc/resolv.conf and /etc/hostname are made of.

@@ -708,6 +708,7 @@ func TestSeeds(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
+	s.child.wait(30 * time.Second)
 	if got := s.child.status(); got != "it exited with status 0" {
 		t.Errorf("a seed that is not needed: %q, want status 0", got)
 	}

@@ -156,7 +156,11 @@ func Dial(ctx context.Context, runDir string) (*Client, error) {
 				c.close()
 				return nil, fail(errdefs.Forbidden, "", err)
 			}
-			return newClient(c, filepath.Base(runDir)), nil
+			if c.hello(ctx) {
+				return newClient(c, filepath.Base(runDir)), nil
+			}
+			c.close() // it ended before it took us: see whether it is alive
+			err = unix.ECONNREFUSED
 		}
 		// Between the lock and the socket, at both ends of a monitor's life, there is a moment without one.
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EAGAIN) {
@@ -168,6 +172,15 @@ func Dial(ctx context.Context, runDir string) (*Client, error) {
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// hello waits for a monitor's first word. A connection is made when it is queued, not when the monitor knows of it: one
+// that ends in between would look like a monitor that was killed.
+func (c *conn) hello(ctx context.Context) bool {
+	stop := context.AfterFunc(ctx, func() { _ = c.f.SetReadDeadline(time.Unix(1, 0)) })
+	m, fds, err := c.recv(make([]byte, maxRequest))
+	closeFds(fds)
+	return stop() && err == nil && m.Op == "hello"
 }
 
 func dial(runDir string) (*conn, error) {

@@ -488,6 +488,7 @@ func (s *server) accept() {
 			continue
 		}
 		s.peers[p] = true
+		_ = c.send(&message{Op: "hello"}, false) // what cannot be sent ends in serve
 		if s.made != nil {
 			_ = c.send(s.made, false)
 		}

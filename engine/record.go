@@ -50,14 +50,16 @@ const maxState = 16 << 20
 
 // held is a container whose lock this process has: the flock on its directory. Changes of the record go through it.
 type held struct {
-	e   *Engine
-	dir *os.File
-	rec *record
+	e      *Engine
+	dir    *os.File
+	rec    *record
+	behind chan error // a write that is still on its way to the disk (writeBehind)
 }
 
 // unlock gives the lock back. It may be called twice.
 func (h *held) unlock() {
 	if h != nil && h.dir != nil {
+		_ = h.settleWrite() // who wanted its error has asked before
 		_ = h.dir.Close()
 		h.dir = nil
 	}
@@ -269,10 +271,17 @@ func (e *Engine) read(id string) (*record, error) {
 // write replaces the record. With sync it, its directory and the lists it is in are on the disk when write returns;
 // without, a crash of the host may bring the record before it back.
 func (h *held) write(sync bool) error {
+	if err := h.settleWrite(); err != nil {
+		return err
+	}
 	b, err := json.Marshal(h.rec)
 	if err != nil {
 		return err
 	}
+	return h.writeBytes(b, sync)
+}
+
+func (h *held) writeBytes(b []byte, sync bool) error {
 	if err := replaceFile(h.e.statePath(h.rec.ID), b, sync); err != nil || !sync {
 		return err
 	}
@@ -282,6 +291,31 @@ func (h *held) write(sync bool) error {
 		}
 	}
 	return nil
+}
+
+// writeBehind is write(true), but the disk is waited for by the next write, or by settleWrite: a disk takes
+// milliseconds in which the container can be prepared.
+func (h *held) writeBehind() error {
+	if err := h.settleWrite(); err != nil {
+		return err
+	}
+	b, err := json.Marshal(h.rec)
+	if err != nil {
+		return err
+	}
+	h.behind = make(chan error, 1)
+	go func(done chan error) { done <- h.writeBytes(b, true) }(h.behind)
+	return nil
+}
+
+// settleWrite waits for what writeBehind has begun.
+func (h *held) settleWrite() error {
+	if h.behind == nil {
+		return nil
+	}
+	err := <-h.behind
+	h.behind = nil
+	return err
 }
 
 // replaceFile writes a file beside its place and renames it. One writer at a time: the caller has the lock.
@@ -529,6 +563,7 @@ func (h *held) settle() error { return ignoreMissing(os.Remove(h.e.pendingPath(h
 
 // erase removes the record's files and directory, the record itself last but the directory.
 func (h *held) erase() error {
+	_ = h.settleWrite() // its file is removed below
 	if err := h.releaseName(); err != nil {
 		return err
 	}

@@ -81,6 +81,13 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 	if err != nil {
 		return nil, err
 	}
+	if !c.AutoRemove {
+		// On the disk before the command is told that the container runs: from here on it is one that Create has made.
+		h.rec.Status = Created
+		if err := h.writeBehind(); err != nil {
+			return nil, err
+		}
+	}
 	keep := false // docker: the container of a failed start stays, unless it is --rm
 	defer func() {
 		if err != nil && keep {

@@ -182,18 +182,18 @@ func TestIndexNames(t *testing.T) {
 	}
 	b, err := idx.encode()
 	must(t, err)
-	back, err := parseIndex(b, nil)
+	back, err := parseIndex(b, "")
 	if err != nil || show(back) != show(idx) || back[0].id != idx[0].id {
 		t.Errorf("read back %s, %v", show(back), err)
 	}
-	some, err := parseIndex(b, []string{`"b"`})
+	some, err := parseIndex(b, `"b"`)
 	if err != nil || show(some) != "b=0002" {
 		t.Errorf("one line: %s, %v", show(some), err)
 	}
 	var x ocispec.Index
 	must(t, json.Unmarshal(b, &x)) // it is an ordinary index for everybody else
 	pretty, _ := json.MarshalIndent(x, "", " ")
-	back, err = parseIndex(pretty, []string{`"b"`})
+	back, err = parseIndex(pretty, `"b"`)
 	if err != nil || show(back) != show(idx) {
 		t.Errorf("written by another program: %s, %v", show(back), err)
 	}
@@ -239,13 +239,13 @@ func FuzzParseIndex(f *testing.F) {
 	f.Add(b)
 	f.Add([]byte(`{"manifests":[{"digest":"` + someDigest + `"}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		idx, err := parseIndex(b, nil)
+		idx, err := parseIndex(b, "")
 		if err != nil {
 			return
 		}
 		out, err := idx.encode()
 		must(t, err)
-		if again, err := parseIndex(out, nil); err != nil || len(again) != len(idx) {
+		if again, err := parseIndex(out, ""); err != nil || len(again) != len(idx) {
 			t.Errorf("%d entries become %d, %v", len(idx), len(again), err)
 		}
 	})

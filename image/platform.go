@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"slices"
@@ -9,7 +10,6 @@ import (
 
 	"github.com/onggi/onggi/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/cpu"
 )
 
 // normal writes a platform as image-spec does ("Platform Variants"): x86_64 is amd64, arm64 has no variant v8, arm has
@@ -56,34 +56,55 @@ func HostPlatform() ocispec.Platform {
 	return normal(p)
 }
 
-// amd64Level returns the microarchitecture level of the x86-64 psABI (section 3.1.1) that the processor has.
-func amd64Level() string {
-	x := cpu.X86
-	switch {
-	case !(x.HasSSE3 && x.HasSSSE3 && x.HasSSE41 && x.HasSSE42 && x.HasPOPCNT && x.HasCX16):
-		return "v1"
-	case !(x.HasAVX && x.HasAVX2 && x.HasBMI1 && x.HasBMI2 && x.HasFMA && x.HasOSXSAVE):
-		return "v2"
-	case !(x.HasAVX512F && x.HasAVX512BW && x.HasAVX512CD && x.HasAVX512DQ && x.HasAVX512VL):
-		return "v3"
-	}
-	return "v4"
+// amd64Levels are the kernel's names of the features that the x86-64 psABI (section 3.1.1) asks for, beside those of the
+// levels below.
+var amd64Levels = [...]struct{ level, features string }{
+	{"v2", "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3"},
+	{"v3", "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"},
+	{"v4", "avx512bw avx512cd avx512dq avx512f avx512vl"},
 }
 
-// armVersion reads the processor's architecture version, as the kernel tells it.
-func armVersion() string {
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "v7"
+// amd64Level returns the microarchitecture level that the processor has.
+func amd64Level() string {
+	have := map[string]bool{}
+	for _, f := range strings.Fields(cpuinfo("flags")) {
+		have[f] = true
 	}
-	for line := range strings.Lines(string(b)) {
-		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "CPU architecture" {
-			if v = strings.TrimSpace(v); v == "5" || v == "6" || v == "7" || v == "8" {
-				return "v" + v
+	level := "v1"
+	for _, l := range amd64Levels {
+		for _, f := range strings.Fields(l.features) {
+			if !have[f] {
+				return level
 			}
 		}
+		level = l.level
+	}
+	return level
+}
+
+// armVersion returns the processor's architecture version, as the kernel tells it.
+func armVersion() string {
+	if v := cpuinfo("CPU architecture"); v == "5" || v == "6" || v == "8" {
+		return "v" + v
 	}
 	return "v7"
+}
+
+// cpuinfo returns a fact about the first processor, or "".
+func cpuinfo(key string) string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b := make([]byte, 16<<10) // the first processor's part is shorter
+	n, _ := io.ReadFull(f, b) // short: then there is only one
+	for line := range strings.Lines(string(b[:n])) {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == key {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
 }
 
 // ParsePlatform reads "linux/arm64", "arm64", "linux/arm/v7".

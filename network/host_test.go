@@ -1,7 +1,6 @@
 package network
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -336,12 +335,31 @@ func refuses(t testing.TB, what string, from *os.File, network, to string) {
 	}
 }
 
-// state is everything of the host that the network may change and must take back.
+// state is everything of the host that the network may change and must take back. Only what the programs print on
+// their standard output counts: ip also remarks there that links came and went while it looked.
 func state(t testing.TB) string {
 	t.Helper()
-	var b bytes.Buffer
+	var b strings.Builder
 	for _, c := range [][]string{{"nft", "list", "ruleset"}, {"ip", "-br", "address"}, {"ip", "route"}, {"ip", "-6", "route"}} {
-		b.WriteString(strings.Join(c, " ") + "\n" + run(t, c...) + "\n")
+		out, err := exec.Command(c[0], c[1:]...).Output()
+		if err != nil {
+			t.Fatalf("%v: %v", c, err)
+		}
+		b.WriteString(strings.Join(c, " ") + "\n" + string(out) + "\n")
 	}
 	return b.String()
+}
+
+// stateIs compares the host's state with an earlier one. It looks again for a while: a killed process's namespace ends
+// when the kernel comes to it.
+func stateIs(t testing.TB, what, want string) {
+	t.Helper()
+	var got string
+	for range 100 {
+		if got = state(t); got == want {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("%s: got\n%s\nwant\n%s", what, got, want)
 }

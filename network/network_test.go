@@ -435,9 +435,7 @@ func TestSweepAndPurge(t *testing.T) {
 
 	_ = a.ns.Close()
 	mustSweep(t, m, dead, true)
-	if got := state(t); got != before {
-		t.Errorf("after the purge:\n%s\nwant\n%s", got, before)
-	}
+	stateIs(t, "after the purge", before)
 	if got := records(t, m); got != "" {
 		t.Errorf("left: %s", got)
 	}
@@ -488,9 +486,7 @@ func TestSideBySide(t *testing.T) {
 	mustSweep(t, one, dead, true)
 	reaches(t, "two, without one", outside, "tcp", "192.0.2.1:18081", "b 192.0.2.2")
 	mustSweep(t, two, dead, true)
-	if got := state(t); got != before {
-		t.Errorf("after both:\n%s\nwant\n%s", got, before)
-	}
+	stateIs(t, "after both", before)
 }
 
 func TestSubnetAvoidsTheHost(t *testing.T) {
@@ -667,9 +663,7 @@ func TestTogether(t *testing.T) {
 		t.Errorf("left: %s", got)
 	}
 	mustSweep(t, m, dead, true)
-	if got := state(t); got != before {
-		t.Errorf("after the purge:\n%s\nwant\n%s", got, before)
-	}
+	stateIs(t, "after the purge", before)
 }
 
 // helper is what a child of the tests does: `attach STATE RUN N COUNT` attaches, says the addresses, waits for the end
@@ -771,9 +765,7 @@ func TestKilledAnywhere(t *testing.T) {
 			if got := records(t, m); got != "" {
 				t.Errorf("%s%s: left %s", step, how, got)
 			}
-			if got := state(t); got != before {
-				t.Errorf("%s%s: left\n%s\nwant\n%s", step, how, got, before)
-			}
+			stateIs(t, step+how, before)
 			if err := life(m); err != nil {
 				t.Errorf("%s%s: the next one: %v", step, how, err)
 			}

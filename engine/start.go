@@ -124,7 +124,8 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 type seed struct {
 	*monitor.Seed
 	err error
-	at  time.Time // when it was planted: its clock begins there, or a little later
+	at  time.Time // when planting began
+	up  time.Time // when the process was executing
 }
 
 // bed holds a seed, once it is planted.
@@ -156,11 +157,11 @@ func (h *held) plant(o StartOptions) bed {
 	go func() {
 		binary, err := h.e.runtime()
 		if err != nil {
-			planted <- seed{err: err, at: at}
+			planted <- seed{err: err, at: at, up: time.Now()}
 			return
 		}
 		s, err := monitor.Plant(monitor.SpawnOptions{Binary: binary, RunDir: run, Files: files, Stdio: [3]*os.File{o.Stdin, o.Stdout, o.Stderr}})
-		planted <- seed{s, err, at}
+		planted <- seed{s, err, at, time.Now()}
 	}()
 	return planted
 }
@@ -296,10 +297,11 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	}
 
 	var client *monitor.Client
-	var at time.Time
+	var at time.Time // when the monitor was told: its clock begins there
+	var plant undo.Span
 	err = steps.Do("monitor", func() (err error) {
 		p := planted.take()
-		at = p.at
+		at, plant = time.Now(), undo.Span{Name: "run.plant", Start: p.at.Sub(begun), Took: p.up.Sub(p.at)}
 		if p.err != nil {
 			return p.err
 		}
@@ -342,7 +344,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		client.Renounce() // its end is nobody's but the monitor's, until somebody calls Finish
 	}
 	c := r.Container
-	return &Session{Container: &c, Client: client, Spans: append(steps.Spans(), shifted(inner, at.Sub(begun))...), promised: o.attached()}, nil
+	return &Session{Container: &c, Client: client, Spans: append(append(steps.Spans(), plant), shifted(inner, at.Sub(begun))...), promised: o.attached()}, nil
 }
 
 // names are what /etc/hosts, /etc/resolv.conf and /etc/hostname are made of.

@@ -43,6 +43,7 @@ func Main(path string, create Creator, adopt Adopter) int {
 	if errors.Is(err, io.EOF) {
 		return 0 // a seed that was not needed
 	}
+	s.steps = undo.New("monitor") // its clock begins when it is told to
 	if err == nil {
 		err = s.setUp()
 	}

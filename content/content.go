@@ -332,7 +332,11 @@ func syncDir(dir string) error {
 }
 
 func blobError(op string, d digest.Digest, err error) error {
-	return &errdefs.Error{Op: op + " the blob", What: string(d), Kind: errdefs.KindOf(err), Err: err}
+	e := &errdefs.Error{Op: op + " the blob", What: string(d), Kind: errdefs.KindOf(err), Err: err}
+	if e.Kind == errdefs.NoSpace {
+		e.Fix = "free some space (onggi images, onggi rmi), or choose another place with --root"
+	}
+	return e
 }
 
 func notAFile(d digest.Digest) error {

@@ -295,8 +295,8 @@ func twoLayers(arch string) *testImage {
 		layerOf(ocispec.MediaTypeImageLayerZstd, file{"app", "#!/bin/sh\n"}, file{"etc/hostname", "other"}))
 }
 
-// realRegistry starts Debian's docker-registry on loopback.
-func realRegistry(t testing.TB) string {
+// realRegistry starts Debian's docker-registry on loopback. more is added to its configuration; DIR in it is a directory.
+func realRegistry(t testing.TB, more string) string {
 	t.Helper()
 	bin, err := exec.LookPath("docker-registry")
 	if err != nil {
@@ -308,7 +308,9 @@ func realRegistry(t testing.TB) string {
 	addr := l.Addr().String()
 	must(t, l.Close())
 	cfg := filepath.Join(dir, "config.yml")
-	must(t, os.WriteFile(cfg, fmt.Appendf(nil, "version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: %s}\n", dir, addr), 0o600))
+	// user jar, password kimchi
+	must(t, os.WriteFile(filepath.Join(dir, "htpasswd"), []byte("jar:$2b$04$Qeo4DoFUUZT41pNdq6ATo.SPPL.HjFsSGg4uQXLGijuodTnDaVIXK\n"), 0o600))
+	must(t, os.WriteFile(cfg, fmt.Appendf(nil, "version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/data}}\nhttp: {addr: %s}\n%s\n", dir, addr, strings.ReplaceAll(more, "DIR", dir)), 0o600))
 	cmd := exec.Command(bin, "serve", cfg)
 	cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
 	must(t, cmd.Start())

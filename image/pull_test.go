@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // read returns a file of an image's top-most layer that has it.
@@ -103,7 +104,7 @@ func TestPull(t *testing.T) {
 }
 
 func TestPullAgainstARealRegistry(t *testing.T) {
-	addr := realRegistry(t)
+	addr := realRegistry(t, "")
 	for _, format := range []string{"oci", "v2s2"} {
 		t.Run(format, func(t *testing.T) {
 			s := root(t)
@@ -149,6 +150,63 @@ func TestPullAgainstARealRegistry(t *testing.T) {
 			if _, err := pull(t, s, missing); !errdefs.Is(err, errdefs.NotFound) || errdefs.FixOf(err) == "" {
 				t.Errorf("a missing repository: %v", err)
 			}
+		})
+	}
+}
+
+func TestPullWithAPassword(t *testing.T) {
+	addr := realRegistry(t, "auth: {htpasswd: {realm: jar, path: DIR/htpasswd}}")
+	s, dir, i := root(t), t.TempDir(), twoLayers("amd64")
+	must(t, os.WriteFile(filepath.Join(dir, "in.tar"), ociArchive(i.documents, i.desc), 0o600))
+	ref, err := reference.Parse(addr + "/me/secret:1")
+	must(t, err)
+	tool(t, "skopeo", "copy", "-q", "--insecure-policy", "--dest-tls-verify=false", "--dest-creds", "jar:kimchi", "oci-archive:"+dir+"/in.tar", "docker://"+ref.String())
+	_, err = pull(t, s, ref)
+	if !errdefs.Is(err, errdefs.Unauthorized) || !strings.Contains(errdefs.FixOf(err), "docker login") {
+		t.Errorf("without a password: %v (fix %q)", err, errdefs.FixOf(err))
+	}
+	wantNothing(t, s)
+	for auth, kind := range map[string]errdefs.Kind{"amFyOm5v": errdefs.Unauthorized, "amFyOmtpbWNoaQ==": 0} { // jar:no, jar:kimchi
+		must(t, os.WriteFile(filepath.Join(dir, "config.json"), fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, addr, auth), 0o600))
+		c := registry.New(registry.Options{Credentials: registry.DockerCredentials(dir)})
+		_, err := s.Pull(bg, ref, PullOptions{Registry: c, Platform: &ocispec.Platform{OS: "linux", Architecture: "amd64"}})
+		c.Close()
+		if errdefs.KindOf(err) != kind {
+			t.Errorf("with %s: %v, want %v", auth, err, kind)
+		}
+		if err != nil {
+			wantNothing(t, s)
+		}
+	}
+}
+
+// TestNoSpace pulls, loads and imports into a file system that is too small.
+func TestNoSpace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	f := newFake(t)
+	i := imageOf("amd64", layerOf(ocispec.MediaTypeImageLayerGzip, file{"a", "a"}), layerOf(ocispec.MediaTypeImageLayerGzip, file{"big", strings.Repeat("0123456789abcdef", 1<<18)}))
+	f.add("v1", i)
+	for name, op := range map[string]func(*Store) error{
+		"pull": func(s *Store) error { _, err := pull(t, s, f.ref(t, "v1")); return err },
+		"load": func(s *Store) error {
+			_, err := s.Load(bg, stream(dockerArchive(nil, map[string]*testImage{"a": i})), nil)
+			return err
+		},
+		"import": func(s *Store) error { _, err := s.Import(bg, stream(i.layers[1].blob), ImportOptions{}); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m,mode=700"); err != nil {
+				t.Skipf("no tmpfs can be mounted: %v", err)
+			}
+			t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+			s := openRoot(t, filepath.Join(dir, "root"))
+			if err := op(s); !errdefs.Is(err, errdefs.NoSpace) || errdefs.FixOf(err) == "" {
+				t.Errorf("got %v (%v, fix %q), want NoSpace", err, errdefs.KindOf(err), errdefs.FixOf(err))
+			}
+			wantNothing(t, s)
 		})
 	}
 }

@@ -273,17 +273,10 @@ func Resume(fd int, adopt Adopter) int {
 	if len(s.cfg.Runtime) > 0 {
 		adopt = s.adoptForeign
 	}
-	proc, err := adopt(s.cfg, s.pid)
 	s.mu.Lock()
-	if err != nil {
-		s.warn("the runtime has lost the container", err)
-		proc = &orphan{s.pid}
-	}
-	s.proc = proc
-	s.mu.Unlock()
+	s.proc = &adopted{cfg: s.cfg, pid: s.pid, adopt: adopt}
 	s.bar.join()
 	go s.accept()
-	s.mu.Lock()
 	for p := range s.peers {
 		s.bar.join()
 		go s.serve(p)
@@ -301,16 +294,50 @@ func Resume(fd int, adopt Adopter) int {
 	return s.end()
 }
 
-// orphan is a container that its runtime cannot find again: it can still be waited for and killed.
-type orphan struct{ pid int }
+// adopted is the container of an earlier life of this process. The runtime is asked for it when something is wanted of
+// it: reading its state takes memory, which a sleeping monitor should not have. Its calls are serialised by
+// server.reaping.
+type adopted struct {
+	cfg   *Config
+	pid   int
+	adopt Adopter
+	proc  Process
+	err   error
+}
 
-func (o *orphan) Pid() int             { return o.pid }
-func (o *orphan) Start() error         { return errors.ErrUnsupported }
-func (o *orphan) Wait() (Exit, error)  { return waitFor(o.pid) }
-func (o *orphan) Signal(sig int) error { return unix.Kill(o.pid, unix.Signal(sig)) }
-func (o *orphan) Delete() error        { return nil }
-func (o *orphan) OOMKilled() bool      { return false }
-func (o *orphan) Spans() []undo.Span   { return nil }
+func (a *adopted) get() (Process, error) {
+	if a.proc == nil && a.err == nil {
+		a.proc, a.err = a.adopt(a.cfg, a.pid)
+	}
+	return a.proc, a.err
+}
+
+func (a *adopted) Pid() int            { return a.pid }
+func (a *adopted) Start() error        { return errors.ErrUnsupported } // it runs
+func (a *adopted) Wait() (Exit, error) { return waitFor(a.pid) }
+func (a *adopted) Spans() []undo.Span  { return nil }
+
+func (a *adopted) Signal(sig int) error {
+	p, err := a.get()
+	if err != nil {
+		// Its state is gone, but it is our child, and so its number is its own.
+		return unix.Kill(a.pid, unix.Signal(sig))
+	}
+	return p.Signal(sig)
+}
+
+func (a *adopted) Delete() error {
+	p, err := a.get()
+	if err != nil {
+		return err
+	}
+	return p.Delete()
+}
+
+func (a *adopted) OOMKilled() bool {
+	p, err := a.get()
+	return err == nil && p.OOMKilled()
+}
 
 // adoptForeign finds a foreign runtime's container again. Its private mount namespace is not needed any more.
 func (s *server) adoptForeign(cfg *Config, pid int) (Process, error) {

@@ -90,6 +90,11 @@ func (a *app) main(args []string) int {
 	}
 	if a.caught != 0 && errdefs.Is(err, errdefs.Canceled) {
 		code = 128 + int(a.caught)
+		var several interface{ Unwrap() []error } // taking back has failed, too
+		if errors.Is(err, context.Canceled) && !errors.As(err, &several) {
+			a.debugf("%v", err)
+			err = &errdefs.Error{Kind: errdefs.Canceled, Why: "interrupted; what had been begun was taken back"}
+		}
 	}
 	a.report(err)
 	return code

@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/spec"
 	"github.com/onggi/onggi/undo"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // StartOptions say which of the caller's streams the container is attached to from its first byte. A caller that
@@ -333,6 +334,11 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	if err := steps.Do("start", func() (err error) {
 		r.StartedAt, inner, err = client.Start(ctx)
 		if err != nil {
+			if ctx.Err() != nil { // the caller has given up, and the command may be running already
+				now, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+				_ = client.Signal(now, int(unix.SIGKILL))
+				cancel()
+			}
 			return err
 		}
 		r.Status, r.Exit = Running, nil

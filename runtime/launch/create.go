@@ -439,7 +439,10 @@ func (k *creation) spawn() error {
 			fds = append(fds, j.FD)
 		}
 	}
-	tasks := k.group.Tasks()
+	tasks, err := k.group.Tasks()
+	if err != nil {
+		return err
+	}
 	for i := range k.in.Fds.Tasks { // a hierarchy that the group was left out of is joined by writing to /dev/null
 		if i < len(tasks) {
 			fds = append(fds, int(tasks[i].Fd()))
@@ -460,7 +463,6 @@ func (k *creation) spawn() error {
 		a.cgroup = int(d.Fd())
 	}
 	a.fds = fds
-	var err error
 	k.c.pid, err = spawn(a)
 	return err
 }

@@ -158,7 +158,10 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 		Join: []plan.Join{{Type: "all", FD: first + 2}}}
 	a.fds = append(a.fds, p[1], console, pidfd)
 	if group != nil {
-		tasks := group.Tasks()
+		tasks, err := group.Tasks()
+		if err != nil {
+			return nil, err
+		}
 		for _, t := range tasks {
 			in.Fds.Tasks = append(in.Fds.Tasks, len(a.fds))
 			a.fds = append(a.fds, int(t.Fd()))

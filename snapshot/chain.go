@@ -43,7 +43,9 @@ func chainID(layers []digest.Digest) string {
 		}
 		id = string(digest.FromString(id + " " + string(d)))
 	}
-	sum := sha256.Sum256([]byte(id)) // the first is a diffID, of whichever algorithm: make all names alike
+	// 56 characters, whatever the algorithm of a single layer's diffID: short enough for a link that lies in its inode,
+	// see Prepare.
+	sum := sha256.Sum224([]byte(id))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -59,15 +61,23 @@ func (s *Store) readChain(id string) (*chain, error) {
 func (s *Store) chain(ctx context.Context, layers []digest.Digest) (*chain, error) {
 	id := chainID(layers)
 	c, err := s.readChain(id)
-	if err == nil {
+	switch {
+	case err == nil:
 		return c, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	case errdefs.Is(err, errdefs.Corrupt): // it can be found out again
+		if err := s.throwAway(chainsDir + "/" + id); err != nil {
+			return nil, s.fail("remove a damaged record of how the layers are stacked", id, err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
 		return nil, s.fail("read how the layers are stacked", id, err)
 	}
 	c, dir, err := s.buildChain(ctx, layers, func(d digest.Digest) string { return s.path(layerPath(d)) })
 	if err != nil {
 		return nil, err
+	}
+	// What will stand on it must not outlive it in a crash. Batch does this with its one sync.
+	if err := syncFile(dir.Name() + "/" + chainRecord); err != nil {
+		return nil, errors.Join(s.fail("sync how the layers are stacked", id, err), s.drop(dir))
 	}
 	if err := s.commitChain(id, dir); err != nil {
 		return nil, errors.Join(s.fail("keep how the layers are stacked", id, err), s.drop(dir))

@@ -7,7 +7,7 @@
 //	chains/<hex>/chain.json              how a list of layers is stacked, found out once
 //	chains/<hex>/fs                      directories whose metadata the stack would get wrong, if there are any
 //	containers/<id>/{upper,work}         a writable layer
-//	containers/<id>/stack.json           what it stands on
+//	containers/<id>/chain                a link that names the chain it stands on
 //	empty/                               the lower directory of an image without layers
 //	ingest/, trash/, locks/              what live processes work on; Sweep takes what dead ones left
 //

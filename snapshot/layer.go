@@ -116,7 +116,7 @@ func (s *Store) Batch(ctx context.Context, diffIDs []digest.Digest) (_ *Batch, e
 			if err := l.unlock(); err != nil {
 				return nil, err
 			}
-		case errdefs.Is(err, errdefs.NotFound):
+		case errdefs.Is(err, errdefs.NotFound) || errdefs.Is(err, errdefs.Corrupt):
 			b.locks[d] = l
 		default:
 			return nil, errors.Join(err, l.unlock())
@@ -252,7 +252,7 @@ func (b *Batch) Commit(ctx context.Context) (err error) {
 		return s.fail("sync the layers in", s.dir, err)
 	}
 	for d, u := range b.ready {
-		err := steps.Do("rename", func() error { return os.Rename(u.dir.Name(), s.path(layerPath(d))) },
+		err := steps.Do("rename", func() error { return s.place(u, layerPath(d)) },
 			func() error { return s.throwAway(layerPath(d)) })
 		if err != nil {
 			return s.fail("commit the layer", string(d), err)
@@ -276,11 +276,11 @@ func (b *Batch) Commit(ctx context.Context) (err error) {
 	}
 	err = steps.Do("syncdir", func() error {
 		for p := range parents {
-			if err := syncDir(s.path(p)); err != nil {
+			if err := syncFile(s.path(p)); err != nil {
 				return err
 			}
 		}
-		return syncDir(s.path(layersDir))
+		return syncFile(s.path(layersDir))
 	}, nil)
 	if err != nil {
 		return s.fail("sync the layers in", s.dir, err)
@@ -293,6 +293,20 @@ func (b *Batch) Commit(ctx context.Context) (err error) {
 			return s.fail("commit the layer", string(d), err)
 		}
 		delete(b.locks, d)
+	}
+	return nil
+}
+
+// place moves an unpacked layer to path. What is there although the layer was missing is damaged, and makes room.
+func (s *Store) place(u *unpacked, path string) error {
+	err := unix.Rename(u.dir.Name(), s.path(path))
+	if err == unix.ENOTEMPTY || err == unix.EEXIST {
+		if err = s.throwAway(path); err == nil {
+			err = unix.Rename(u.dir.Name(), s.path(path))
+		}
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: u.dir.Name(), New: s.path(path), Err: err}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/onggi/onggi/errdefs"
@@ -15,13 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stack is the record of a writable layer.
-type stack struct {
-	Layers []digest.Digest `json:"layers"`
-	Lower  []string        `json:"lower"` // topmost first, relative to the store
-}
-
-const stackRecord = "stack.json"
+// chainLink is the record of a writable layer: a symbolic link to the name of its chain. A link of less than 60 bytes
+// lies in its inode (ext4, xfs, btrfs), so the file system's own journal keeps it together with the directory that it is
+// in: after a crash either both are there or none, without an fsync in each start.
+const chainLink = "chain"
 
 // containerPath is the place of a writable layer, relative to the store. The id becomes one component of a path and is
 // checked as such.
@@ -100,7 +98,7 @@ func (s *Store) fillContainer(dir string, c *chain) error {
 	if err := m.set(to); err != nil {
 		return err
 	}
-	return writeRecord(dir+"/"+stackRecord, &stack{Layers: c.Layers, Lower: c.Lower})
+	return os.Symlink(chainID(c.Layers), dir+"/"+chainLink)
 }
 
 // allThere names a lower directory that is gone, which mount(2) would not.
@@ -121,18 +119,15 @@ func (s *Store) Mounts(id string, readonly, volatile bool) ([]mount.Mount, error
 	if err != nil {
 		return nil, err
 	}
-	var st stack
-	if err := readRecord(s.path(rel, stackRecord), &st); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, notPrepared(id)
-		}
-		return nil, s.fail("read the record of the writable layer", id, err)
-	}
-	if err := s.allThere(st.Lower); err != nil {
+	c, err := s.chainOf(rel, id)
+	if err != nil {
 		return nil, err
 	}
-	lower := make([]string, len(st.Lower))
-	for i, l := range st.Lower {
+	if err := s.allThere(c.Lower); err != nil {
+		return nil, err
+	}
+	lower := make([]string, len(c.Lower))
+	for i, l := range c.Lower {
 		lower[i] = s.path(l)
 	}
 	switch {
@@ -144,6 +139,26 @@ func (s *Store) Mounts(id string, readonly, volatile bool) ([]mount.Mount, error
 	return []mount.Mount{{Type: "overlay", Overlay: &mount.Overlay{
 		Lower: lower, Upper: s.path(rel, "upper"), Work: s.path(rel, "work"), Volatile: volatile,
 	}}}, nil
+}
+
+// chainOf reads what the writable layer id at rel stands on.
+func (s *Store) chainOf(rel, id string) (*chain, error) {
+	name, err := os.Readlink(s.path(rel, chainLink))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notPrepared(id)
+	}
+	var c *chain
+	if err == nil {
+		c, err = s.readChain(filepath.Base(name))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &errdefs.Error{Op: "find the layers of", What: id, Kind: errdefs.NotFound, Why: "they have been removed",
+			Fix: "pull the image again and make a new container"}
+	}
+	if err != nil {
+		return nil, s.fail("find the layers of", id, err)
+	}
+	return c, nil
 }
 
 func notPrepared(id string) error {

@@ -169,7 +169,7 @@ func TestPrepareMountsRemove(t *testing.T) {
 	if err := s.RemoveLayer(ctx, ids[0]); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Mounts("box", false, false); !errdefs.Is(err, errdefs.NotFound) || !strings.Contains(err.Error(), ids[0].Encoded()) {
+	if _, err := s.Mounts("box", false, false); !errdefs.Is(err, errdefs.NotFound) || !strings.Contains(err.Error(), "box") {
 		t.Errorf("layer gone: got %v", err)
 	}
 	if err := s.Prepare(ctx, "box2", ids); !errdefs.Is(err, errdefs.NotFound) {

@@ -321,7 +321,8 @@ func (s *Store) toTrash(path string) (string, error) {
 	return filepath.Base(to), nil
 }
 
-func syncDir(path string) error {
+// syncFile syncs a file or a directory.
+func syncFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

@@ -197,6 +197,33 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
+// TestDamagedRecords: what a power cut or a bad disk may leave does not stand in the way.
+func TestDamagedRecords(t *testing.T) {
+	s, ctx := open(t), context.Background()
+	b := layerTar(t, "a=1")
+	ids := unpack(t, s, b)
+	damage := func(path string) {
+		t.Helper()
+		if err := os.Truncate(s.path(path), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage(chainsDir + "/" + chainID(ids) + "/" + chainRecord)
+	if err := s.Prepare(ctx, "box", ids); err != nil {
+		t.Errorf("a damaged chain: %v", err)
+	}
+	damage(layerPath(ids[0]) + "/" + layerRecord)
+	if _, err := s.Layer(ids[0]); !errdefs.Is(err, errdefs.Corrupt) {
+		t.Errorf("a damaged layer: got %v", err)
+	}
+	if _, err := s.Unpack(ctx, ids[0], bytes.NewReader(b)); err != nil {
+		t.Errorf("unpacking over a damaged layer: %v", err)
+	}
+	if got := clean(t, s); len(got) != 1 {
+		t.Errorf("layers: %v", got)
+	}
+}
+
 func TestUnpackUnknown(t *testing.T) {
 	s, ctx := open(t), context.Background()
 	b := layerTar(t, "a=b")

@@ -53,7 +53,7 @@ func (s *Store) Begin(ctx context.Context, desc ocispec.Descriptor) (*Ingest, er
 	}
 	f, temp, err := s.temporary()
 	if err != nil {
-		return nil, &errdefs.Error{Op: "store the blob", What: string(desc.Digest), Kind: errdefs.KindOf(err), Err: err}
+		return nil, blobError("store", desc.Digest, err)
 	}
 	w := &Ingest{s: s, ctx: ctx, desc: desc, f: f, temp: temp, h: NewHash(desc.Digest)}
 	w.changed = sync.NewCond(&w.mu)

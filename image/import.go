@@ -31,7 +31,7 @@ type ImportOptions struct {
 func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Image, err error) {
 	defer func() {
 		if err != nil {
-			err = &errdefs.Error{Op: "import", What: "the archive", Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
+			err = &errdefs.Error{Op: "import", What: "the archive", Kind: errdefs.KindOf(err), Fix: fixOf(err), Err: err}
 		}
 	}()
 	if o.Ref.Digest != "" {

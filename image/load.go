@@ -39,7 +39,7 @@ const (
 func (s *Store) Load(ctx context.Context, r io.Reader, f func(Progress)) (_ []*Image, err error) {
 	defer func() {
 		if err != nil {
-			err = &errdefs.Error{Op: "load", What: "the archive", Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
+			err = &errdefs.Error{Op: "load", What: "the archive", Kind: errdefs.KindOf(err), Fix: fixOf(err), Err: err}
 		}
 	}()
 	if err := s.recover(ctx); err != nil {

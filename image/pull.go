@@ -81,7 +81,19 @@ func pullError(ref reference.Reference, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &errdefs.Error{Op: "pull", What: ref.Familiar(), Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
+	e := &errdefs.Error{Op: "pull", What: ref.Familiar(), Kind: errdefs.KindOf(err), Fix: fixOf(err), Err: err}
+	if in, ok := err.(*errdefs.Error); ok && in.What == e.What && in.Why != "" { // it names the image already
+		e.Why, e.Err = in.Why, in.Err
+	}
+	return e
+}
+
+// fixOf is errdefs.FixOf, with the remedy for a full disk wherever it was noticed.
+func fixOf(err error) string {
+	if fix := errdefs.FixOf(err); fix != "" || !errdefs.Is(err, errdefs.NoSpace) {
+		return fix
+	}
+	return "free some space (onggi images, onggi rmi), or choose another place with --root"
 }
 
 // unchanged returns the image if ref names target here already, for the wanted platform, with all its layers. Anything

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"syscall"
@@ -76,13 +77,13 @@ func (c *Client) do(ctx context.Context, q request) (*response, error) {
 func (c *Client) once(ctx context.Context, q request, authRounds *int) (_ *response, wait time.Duration, _ error) {
 	for {
 		scheme, host := c.host(q.ref.Domain)
-		url := scheme + "://" + host + "/v2/" + q.ref.Path + "/" + q.path
+		address := scheme + "://" + host + "/v2/" + q.ref.Path + "/" + q.path
 		live, cancel := context.WithCancelCause(ctx) // until the body is closed
 		if q.total > 0 {
 			t := time.AfterFunc(q.total, func() { cancel(errStalled) })
 			context.AfterFunc(live, func() { t.Stop() })
 		}
-		req, err := http.NewRequestWithContext(live, q.method, url, nil)
+		req, err := http.NewRequestWithContext(live, q.method, address, nil)
 		if err != nil {
 			cancel(nil)
 			return nil, -1, &errdefs.Error{Op: q.op, What: q.ref.Familiar(), Kind: errdefs.InvalidArgument, Err: err}
@@ -309,6 +310,10 @@ func (c *Client) networkError(op string, ref reference.Reference, err error) err
 	var known *errdefs.Error
 	if errors.As(err, &known) {
 		return err
+	}
+	var in *url.Error
+	if errors.As(err, &in) {
+		err = in.Err // without the method and the address, which are in Why
 	}
 	e := &errdefs.Error{Op: op, What: ref.Familiar(), Kind: errdefs.Unavailable, Err: err}
 	var (

@@ -46,7 +46,7 @@ func (c *config) mac() (m [6]byte) {
 	return m
 }
 
-// group marks our veth ends, which are of no bridge between Detach and their end. ip(8) takes it: ip link show group N.
+// group marks our veth ends, also when somebody has deleted the bridge under them. ip(8) takes it: ip link show group N.
 func (c *config) group() uint32 {
 	sum := sha256.Sum256([]byte("group " + c.Owner))
 	return (uint32(sum[0])<<16|uint32(sum[1])<<8|uint32(sum[2]))<<7 | 1<<30 // never 0, which is everybody's

@@ -220,7 +220,7 @@ func connect(rt *socket, p pair) error {
 	err := try()
 	if errors.Is(err, unix.EEXIST) {
 		// The id has no record, so a pair with its name is the former sandbox's: its namespace is held a little longer
-		// than its record. Detach took it off the bridge.
+		// than its record. Detach took it down.
 		l, e := rt.link(p.hostEnd)
 		if e != nil || l == nil {
 			return &errdefs.Error{Kind: errdefs.Conflict, Why: "the namespace has an interface " + inside0 + " already", Err: err}
@@ -279,7 +279,7 @@ func publish(nf *socket, g *ground, ports []Port, list []element) error {
 
 // Detach releases everything that Attach recorded for the sandbox id. Unknown ids are not an error.
 //
-// The veth pair is taken off the bridge here, which ends all traffic, and removed by the kernel together with the
+// The veth pair is taken down here, which ends all traffic, and removed by the kernel together with the
 // namespace, or by the next Sweep when something holds the namespace for longer: removing it now would make every
 // caller wait some RCU grace periods (7 to 20 ms) for what happens anyway.
 func (m *Manager) Detach(ctx context.Context, id string) (err error) {
@@ -301,8 +301,8 @@ func (m *Manager) Detach(ctx context.Context, id string) (err error) {
 		return err
 	}
 	defer rt.close()
-	if err := s.Do("veth", func() error { return rt.unplug(hostEnd(id)) }, nil); err != nil {
-		return fmt.Errorf("unplug the veth pair: %w", err)
+	if err := s.Do("veth", func() error { return rt.takeDown(hostEnd(id)) }, nil); err != nil {
+		return fmt.Errorf("take down the veth pair: %w", err)
 	}
 	// The record is read under the lock: of two processes that detach the same id, the slower one must not remove the
 	// rule of a third sandbox that got the port in between.

@@ -171,6 +171,9 @@ func TestReach(t *testing.T) {
 	}
 	refuses(t, "outside, after Detach", outside, "tcp", "192.0.2.1:18080")
 	refuses(t, "sibling, after Detach", sibling.ns, "tcp", v4+":81")
+	if got := run(t, "ip", "link", "show", hostEnd("web")); !strings.Contains(got, "state DOWN") {
+		t.Errorf("the held namespace's pair after Detach: %s; want it down", got)
+	}
 }
 
 // TestLoopbackOnly: a port published at 127.0.0.1 is the host's alone, and what listens there is out of reach of

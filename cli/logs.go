@@ -61,7 +61,7 @@ func buildLogs(a *app, c *cobra.Command) {
 		stdout, stderr := io.Writer(a.out), io.Writer(a.err)
 		flush := func() error { return nil }
 		if !o.Follow { // whole log: fewer, larger writes
-			both := &pair{out: bufio.NewWriterSize(a.out, 64<<10), err: bufio.NewWriterSize(a.err, 64<<10)}
+			both := newPair(a.out, a.err)
 			stdout, stderr, flush = both.stdout(), both.stderr(), both.flush
 		}
 		err = e.Logs(ctx, args[0], o, stdout, stderr)
@@ -80,6 +80,10 @@ func buildLogs(a *app, c *cobra.Command) {
 type pair struct {
 	mu       sync.Mutex
 	out, err *bufio.Writer
+}
+
+func newPair(out, err io.Writer) *pair {
+	return &pair{out: bufio.NewWriterSize(out, 64<<10), err: bufio.NewWriterSize(err, 64<<10)}
 }
 
 type half struct {

@@ -172,13 +172,14 @@ func (p *progress) lines(width, height int, last bool) []string {
 	var speed float64
 	finished, known := 0, true
 	for _, t := range p.layers {
-		if t.finished() {
+		switch {
+		case t.finished():
 			finished++
 			done += t.total
-		} else if t.status == "Downloading" {
+		case t.status == "Downloading":
 			done += t.done
 			speed += t.rate.value
-		} else if t.status == "Extracting" {
+		case t.status != "Pulling fs layer" && t.status != "Waiting": // it is here, and being checked or unpacked
 			done += t.total
 		}
 		if t.total == 0 && !t.finished() {

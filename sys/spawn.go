@@ -23,16 +23,21 @@ type CloneArgs struct {
 // of its own; the calling thread sleeps until then (CLONE_VFORK). The child runs no Go code, has all signals blocked,
 // and touches nothing but ops, what they point to, and status.
 //
-// Preconditions: flags hold no CLONE_THREAD; ops and all they point to live until Spawn returns. status.Errno is not
+// Preconditions: flags hold no CLONE_THREAD; ops, status and all they point to are pinned (runtime.Pinner): addresses in
+// them are numbers, which do not follow a stack that grows. status.Errno is not
 // 0 when an operation failed before the image was executed; the child must be waited for in that case too. pidfd is -1
 // unless flags hold CLONE_PIDFD.
 //
 //go:noinline
 func Spawn(flags uint64, cgroup int, ops []Op, status *Status) (pid, pidfd int, err error) {
-	fd := int32(-1)
+	fd := new(int32)
+	*fd = -1
+	var pin runtime.Pinner // its address travels as a number
+	pin.Pin(fd)
+	defer pin.Unpin()
 	a := &CloneArgs{Flags: flags | syscall.CLONE_VM | syscall.CLONE_VFORK | cloneClearSighand, ExitSignal: uint64(syscall.SIGCHLD)}
 	if flags&clonePidfd != 0 {
-		a.PidFD = uint64(uintptr(unsafe.Pointer(&fd)))
+		a.PidFD = uint64(uintptr(unsafe.Pointer(fd)))
 	}
 	if cgroup >= 0 {
 		a.Flags |= cloneIntoCgroup
@@ -50,7 +55,7 @@ func Spawn(flags uint64, cgroup int, ops []Op, status *Status) (pid, pidfd int, 
 	if r < 0 {
 		return 0, -1, syscall.Errno(-r)
 	}
-	return r, int(fd), nil
+	return r, int(*fd), nil
 }
 
 const (

@@ -350,6 +350,7 @@ func (k *creation) compile() error {
 	if k.plan, err = plan.Build(k.in); err != nil {
 		return err
 	}
+	k.c.plan = k.plan
 	for _, w := range k.plan.Warnings {
 		k.warn(w)
 	}
@@ -638,7 +639,6 @@ func (k *creation) ready(ctx context.Context) error {
 		}
 		k.c.console = f
 	}
-	k.c.plan = k.plan
 	if k.in.Fds.Gate < 0 {
 		return nil // Start reads the rest
 	}

@@ -89,6 +89,21 @@ func kernel() (v [2]int) {
 
 // held returns the capabilities that this process can give to a child: permitted and in the bounding set.
 func held() (mask uint64, last int) {
+	h := heldOnce()
+	return h.mask, h.last
+}
+
+type heldCaps struct {
+	mask uint64
+	last int
+}
+
+var heldOnce = sync.OnceValue(func() heldCaps {
+	m, l := readHeld()
+	return heldCaps{m, l}
+})
+
+func readHeld() (mask uint64, last int) {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var d [2]unix.CapUserData
 	if unix.Capget(&h, &d[0]) != nil {

@@ -21,7 +21,7 @@ type spawnArgs struct {
 
 // spawn clones the process and gives it its image. The descriptor table of the image holds args.fds and nothing else.
 func spawn(a *spawnArgs) (pid int, err error) {
-	img, err := image(a.plan)
+	img, err := newImage(a.plan)
 	if err != nil {
 		return 0, &errdefs.Error{Op: "start", What: "the container's process", Kind: errdefs.Unsupported, Err: err}
 	}
@@ -114,7 +114,7 @@ func cloneImage(a *spawnArgs, exe int) (int, error) {
 		low := last & 0xffffffff
 		caps = []uint64{low | low<<32, low | last>>32<<32, last>>32 | last>>32<<32}
 		add(call(unix.SYS_CAPSET, sys.AddrOf(&header[0]), sys.AddrOf(&caps[0])))
-		for i := 0; i <= lastCap(); i++ {
+		for i := range lastCap() + 1 {
 			o := call(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uint64(i))
 			o.ErrMask = ^uint64(0)
 			add(o)
@@ -125,14 +125,18 @@ func cloneImage(a *spawnArgs, exe int) (int, error) {
 	envp := []uint64{0}
 	add(call(unix.SYS_EXECVEAT, uint64(n), sys.Addr(none), sys.AddrOf(&argv[0]), sys.AddrOf(&envp[0]), unix.AT_EMPTY_PATH))
 
+	// The operations hold addresses as numbers, so what they point to must stay where it is: on the heap, not on a
+	// stack that moves when it grows.
 	status := &sys.Status{Report: ^uint64(0)}
+	var pins runtime.Pinner
+	defer pins.Unpin()
+	for _, p := range [...]any{&cells[0], &header[0], &argv[0], &envp[0], &name[0], &sub[0], &none[0], &ops[0], status} {
+		pins.Pin(p)
+	}
+	if caps != nil {
+		pins.Pin(&caps[0])
+	}
 	pid, _, err := sys.Spawn(a.plan.Flags, a.cgroup, ops, status)
-	runtime.KeepAlive(cells)
-	runtime.KeepAlive(caps)
-	runtime.KeepAlive(header)
-	runtime.KeepAlive(argv)
-	runtime.KeepAlive(envp)
-	runtime.KeepAlive([...][]byte{name, sub, none})
 	if err != nil {
 		return 0, &errdefs.Error{Op: "clone", What: "the container's process", Err: err, Why: namespacesOf(a.plan.Flags)}
 	}

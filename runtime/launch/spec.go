@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"encoding/json"
 	"io"
 	"os"
 	"path"
@@ -24,8 +23,8 @@ func LoadSpec(bundle string) (*runspec.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &runspec.Spec{}
-	if err := json.Unmarshal(b, s); err != nil {
+	s, err := decodeSpec(b)
+	if err != nil {
 		return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.InvalidArgument, Err: err}
 	}
 	return s, nil
@@ -37,8 +36,8 @@ func LoadProcess(name string) (*runspec.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &runspec.Process{}
-	if err := json.Unmarshal(b, p); err != nil {
+	p, err := decodeProcess(b)
+	if err != nil {
 		return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.InvalidArgument, Err: err}
 	}
 	return p, nil

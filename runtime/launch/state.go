@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"encoding/json"
 	"os"
 	"path"
 	"sort"
@@ -115,8 +114,8 @@ func readRecord(root, id string) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &record{}
-	if err := json.Unmarshal(b, r); err != nil {
+	r, err := decodeRecord(b)
+	if err != nil {
 		return nil, &errdefs.Error{Op: "read the state of", What: id, Kind: errdefs.Corrupt, Err: err,
 			Fix: "remove the container with: onggi-runtime delete --force " + id}
 	}
@@ -124,7 +123,7 @@ func readRecord(root, id string) (*record, error) {
 }
 
 func (r *record) write(root string) error {
-	b, err := json.Marshal(r)
+	b, err := r.encode()
 	if err != nil {
 		return err
 	}

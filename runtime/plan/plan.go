@@ -102,7 +102,7 @@ func Build(in *Input) (*Plan, error) {
 	if err := Supported(in.Spec); err != nil {
 		return nil, err
 	}
-	c := &compiler{builder: newBuilder(512), in: in, spec: in.Spec, linux: in.Spec.Linux}
+	c := &compiler{builder: newBuilder(768), in: in, spec: in.Spec, linux: in.Spec.Linux}
 	if c.linux == nil {
 		c.linux = &runspec.Linux{}
 	}

@@ -72,6 +72,11 @@ func (c *compiler) process() error {
 		c.check("no_new_privs", got.get(), num(1), ^uint64(0), int(unix.EPERM))
 	}
 	c.op(unix.SYS_CLOSE_RANGE, "close descriptors on exec", "", num(3+c.in.Fds.Preserve), word(0x7fffffff), num(unix.CLOSE_RANGE_CLOEXEC))
+	// A shell that runs the engine in the background has these ignored, and ignoring is inherited.
+	none := c.words(0, 0, 0, 0)
+	for _, sig := range [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE} {
+		c.op(unix.SYS_RT_SIGACTION, "reset", unix.SignalName(sig), num(int(sig)), buf(none), num(0), num(8))
+	}
 	c.phase("process")
 	if c.in.Fds.Gate >= 0 {
 		c.find(p)

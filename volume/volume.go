@@ -9,6 +9,7 @@
 package volume
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -408,17 +409,19 @@ func (s *Store) syncDir(path string) error {
 	return d.Sync()
 }
 
+// readBounded reads a file of at most limit bytes.
 func readBounded(path string, limit int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
+	var b bytes.Buffer
+	n, err := b.ReadFrom(io.LimitReader(f, limit+1))
+	if err == nil && n > limit {
 		err = &os.PathError{Op: "read", Path: path, Err: unix.EFBIG}
 	}
-	return b, err
+	return b.Bytes(), err
 }
 
 func randomHex(n int) (string, error) {

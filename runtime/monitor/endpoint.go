@@ -25,7 +25,12 @@ type endpoint struct {
 	// wait is raw's Read or Write: what the poller has to report.
 	wait func(func(fd uintptr) bool) error
 
-	mu sync.Mutex // held while fd is used, so that close does not give its number to another file
+	out bool       // the client's output; else its input
+	mu  sync.Mutex // held while fd is used, so that close does not give its number to another file; over all below
+	try func(pollable uintptr) bool
+	p   []byte // of the operation under way
+	n   int
+	err error
 }
 
 type endpointKind uint8
@@ -46,7 +51,7 @@ const (
 // newEndpoint takes fd over.
 func newEndpoint(fd int, write bool) (*endpoint, error) {
 	unix.CloseOnExec(fd)
-	e := &endpoint{fd: fd}
+	e := &endpoint{fd: fd, out: write}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		_ = unix.Close(fd)
@@ -117,7 +122,7 @@ func (e *endpoint) poll(write bool) error {
 
 // resumeEndpoint is the endpoint of an earlier life of this process.
 func resumeEndpoint(kind endpointKind, fd, watched int, write bool) (*endpoint, error) {
-	e := &endpoint{kind: kind, fd: fd}
+	e := &endpoint{kind: kind, fd: fd, out: write}
 	if watched >= 0 {
 		e.f = os.NewFile(uintptr(watched), "attached")
 	}
@@ -173,73 +178,76 @@ func (e *endpoint) calm() {
 	}
 }
 
-// do repeats op, a system call that returns EAGAIN instead of blocking, until it does something else. op gets the file
-// to work on.
-func (e *endpoint) do(op func(fd int) (int, error)) (n int, err error) {
+// do moves bytes once between p and the file, and waits while that would block. What an operation needs is in the
+// endpoint and not in a closure of its own: a chatty container must not make garbage.
+func (e *endpoint) do(p []byte) (int, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.p, e.n, e.err = p, 0, nil
 	if e.kind == direct {
 		if e.fd < 0 {
 			return 0, os.ErrClosed
 		}
-		return op(e.fd)
-	}
-	try := func(pollable uintptr) bool {
-		fd := e.fd
-		if e.kind == reopened {
-			fd = int(pollable)
-		}
-		for {
-			n, err = op(fd)
-			if err != unix.EINTR {
-				return err != unix.EAGAIN
+		e.move(e.fd)
+	} else {
+		if e.try == nil {
+			e.try = func(pollable uintptr) bool {
+				fd := e.fd
+				if e.kind == reopened {
+					fd = int(pollable)
+				}
+				e.move(fd)
+				return e.err != unix.EAGAIN
 			}
 		}
+		if err := e.wait(e.try); err != nil {
+			e.p = nil
+			return 0, err
+		}
 	}
-	if rerr := e.wait(try); rerr != nil {
-		return 0, rerr
+	e.p = nil
+	return max(e.n, 0), e.err
+}
+
+// move makes one system call, which returns EAGAIN instead of blocking.
+func (e *endpoint) move(fd int) {
+	for {
+		switch {
+		case e.kind == socket && e.out:
+			e.n, e.err = unix.SendmsgN(fd, e.p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		case e.kind == socket:
+			e.n, _, e.err = unix.Recvfrom(fd, e.p, unix.MSG_DONTWAIT)
+		case e.kind == polled && e.out && !ready(fd, unix.POLLOUT), e.kind == polled && !e.out && !ready(fd, unix.POLLIN):
+			e.n, e.err = 0, unix.EAGAIN
+		case e.kind == polled && e.out:
+			e.n, e.err = unix.Write(fd, e.p[:min(len(e.p), e.few(fd))])
+		case e.out:
+			e.n, e.err = unix.Write(fd, e.p)
+		default:
+			e.n, e.err = unix.Read(fd, e.p)
+		}
+		if e.err != unix.EINTR {
+			return
+		}
 	}
-	return n, err
 }
 
 // read waits for bytes. io.EOF at the end.
 func (e *endpoint) read(p []byte) (int, error) {
-	n, err := e.do(func(fd int) (int, error) {
-		switch e.kind {
-		case socket:
-			n, _, err := unix.Recvfrom(fd, p, unix.MSG_DONTWAIT)
-			return n, err
-		case polled:
-			if !ready(fd, unix.POLLIN) {
-				return 0, unix.EAGAIN
-			}
-		}
-		return unix.Read(fd, p)
-	})
-	if n <= 0 && err == nil {
+	n, err := e.do(p)
+	if n == 0 && err == nil {
 		err = io.EOF
 	}
-	return max(n, 0), err
+	return n, err
 }
 
 // write writes some of p, waiting while the file takes nothing. A reader that is gone is an error.
 func (e *endpoint) write(p []byte) (int, error) {
-	n, err := e.do(func(fd int) (int, error) {
-		switch e.kind {
-		case socket:
-			return unix.SendmsgN(fd, p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		case polled:
-			if !ready(fd, unix.POLLOUT) {
-				return 0, unix.EAGAIN
-			}
-			return unix.Write(fd, p[:min(len(p), e.few(fd))])
-		}
-		return unix.Write(fd, p)
-	})
-	if n <= 0 && err == nil && len(p) > 0 {
+	n, err := e.do(p)
+	if n == 0 && err == nil && len(p) > 0 {
 		err = errors.New("it takes no bytes")
 	}
-	return max(n, 0), err
+	return n, err
 }
 
 func (e *endpoint) few(fd int) int {

@@ -61,6 +61,10 @@ func (s *server) settle() {
 	}
 }
 
+// backstop is where garbage is collected although collecting is off (the binary's main turns it off, because its other
+// commands are short): a container that writes line by line in its first second must not make its monitor large.
+const backstop = 16 << 20
+
 // tidy makes the process small; doc/monitor.md has the measurements. collect says whether there is garbage.
 func tidy(collect bool) {
 	debug.SetGCPercent(20) // the usual 100 lets 4 MiB of garbage gather first

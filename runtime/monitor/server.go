@@ -175,6 +175,7 @@ func (s *server) setUp() (err error) {
 		unix.CloseOnExec(n)
 	}
 	catch()
+	debug.SetMemoryLimit(backstop)
 	err = s.steps.Do("lock", func() (err error) {
 		s.lock, err = lock(s.cfg.RunDir)
 		return err

@@ -63,6 +63,12 @@ type pump struct {
 	bar    *barrier
 	done   chan struct{} // closed when the pump has ended
 
+	// Of the read under way; only run uses them.
+	try  func(fd uintptr) bool
+	b    []byte
+	n    int
+	last bool // do not wait
+
 	mu     sync.Mutex // over all below
 	sinks  []*sink
 	final  bool  // the container has ended
@@ -74,7 +80,9 @@ func newPump(stream logfile.Stream, src *os.File, tty bool, log *logfile.Writer,
 	if err != nil {
 		return nil, err
 	}
-	return &pump{stream: stream, src: src, raw: raw, tty: tty, log: log, bar: bar, done: make(chan struct{})}, nil
+	p := &pump{stream: stream, src: src, raw: raw, tty: tty, log: log, bar: bar, done: make(chan struct{})}
+	p.try = p.readOnce // once: a function value made for each read would be garbage
+	return p, nil
 }
 
 // endedPump is a pump whose stream has ended before a renewal.
@@ -158,26 +166,30 @@ func (p *pump) read(buf *buffer, left int) (n int, final bool) {
 			p.bar.park()
 			continue
 		}
-		var rerr error
-		err := p.raw.Read(func(fd uintptr) bool {
-			for {
-				n, rerr = unix.Read(int(fd), b)
-				switch {
-				case rerr == unix.EINTR:
-					continue
-				case rerr == unix.EAGAIN, p.tty && rerr == unix.EIO:
-					// EIO: nobody has the terminal open now; while the container lives somebody may open it again.
-					n = 0
-					return final
-				}
-				return true
-			}
-		})
+		p.b, p.last = b, final
+		err := p.raw.Read(p.try)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			buf.release()
 			continue // idle, or the end of the container
 		}
-		return max(n, 0), final
+		return max(p.n, 0), final
+	}
+}
+
+// readOnce is one attempt of read; it reports whether there is nothing to wait for.
+func (p *pump) readOnce(fd uintptr) bool {
+	for {
+		var err error
+		p.n, err = unix.Read(int(fd), p.b)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN, p.tty && err == unix.EIO:
+			// EIO: nobody has the terminal open now; while the container lives somebody may open it again.
+			p.n = 0
+			return p.last
+		}
+		return true
 	}
 }
 

@@ -70,8 +70,7 @@ func Open(dir string) (*Store, error) {
 	return s, nil
 }
 
-// init makes the directories, then oci-layout, whose presence means that they are all there.
-func (s *Store) init() error {
+func (s *Store) makeDirs() error {
 	dirs := []string{"ingest"}
 	for _, a := range algorithms {
 		dirs = append(dirs, filepath.Join("blobs", a.String()))
@@ -80,6 +79,14 @@ func (s *Store) init() error {
 		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// init makes the directories, then oci-layout.
+func (s *Store) init() error {
+	if err := s.makeDirs(); err != nil {
+		return err
 	}
 	f, err := os.CreateTemp(s.dir, ".oci-layout-")
 	if err != nil {

@@ -304,6 +304,16 @@ func TestNamedTemporaryIsSweptOnlyWhenNobodyHoldsIt(t *testing.T) {
 	}
 }
 
+func TestALayoutOfAnotherProgram(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{ "imageLayoutVersion": "1.0.0" }`), 0o600))
+	s, err := Open(dir)
+	must(t, err)
+	must(t, s.Sweep(bg))
+	_, err = s.Put(bg, "", []byte("hello"))
+	must(t, err)
+}
+
 func TestOtherLayoutVersionIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"2.0.0"}`), 0o600))

@@ -39,8 +39,8 @@ type Ingest struct {
 // errClosed ends the followers of an ingest that was given up without another reason.
 var errClosed = errors.New("the transfer was given up")
 
-// Begin starts an ingest for desc; desc.Size -1 and an empty digest mean unknown (the digest is then computed). When ctx
-// ends, Write and followers end with its error.
+// Begin starts an ingest for desc; desc.Size -1 and an empty digest mean unknown (the digest is then computed). When
+// ctx ends, Write and followers end with its error.
 func (s *Store) Begin(ctx context.Context, desc ocispec.Descriptor) (*Ingest, error) {
 	if desc.Digest != "" {
 		if err := Check(desc.Digest); err != nil {
@@ -52,6 +52,11 @@ func (s *Store) Begin(ctx context.Context, desc ocispec.Descriptor) (*Ingest, er
 			Why: fmt.Sprintf("its size %d is negative", desc.Size)}
 	}
 	f, temp, err := s.temporary()
+	if errors.Is(err, fs.ErrNotExist) { // a layout that another program made has no ingest/, and not all of blobs/
+		if err = s.makeDirs(); err == nil {
+			f, temp, err = s.temporary()
+		}
+	}
 	if err != nil {
 		return nil, blobError("store", desc.Digest, err)
 	}
@@ -326,6 +331,9 @@ func (w *Ingest) Abort(why error) error {
 func (s *Store) Sweep(ctx context.Context) error {
 	dir := filepath.Join(s.dir, "ingest")
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("sweep the ingests: %w", err)
 	}

@@ -295,7 +295,8 @@ func twoLayers(arch string) *testImage {
 		layerOf(ocispec.MediaTypeImageLayerZstd, file{"app", "#!/bin/sh\n"}, file{"etc/hostname", "other"}))
 }
 
-// realRegistry starts Debian's docker-registry on loopback. more is added to its configuration; DIR in it is a directory.
+// realRegistry starts Debian's docker-registry on loopback. more is added to its configuration; DIR in it is a
+// directory.
 func realRegistry(t testing.TB, more string) string {
 	t.Helper()
 	bin, err := exec.LookPath("docker-registry")

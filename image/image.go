@@ -40,8 +40,8 @@ type Store struct {
 	snapshots *snapshot.Store
 }
 
-// Open opens or makes the store; content and snapshot lie in the same root. dir holds the lock and the leases, and may be the
-// content store's own directory; index.json is always in the latter, since it is part of the layout.
+// Open opens or makes the store; content and snapshot lie in the same root. dir holds the lock and the leases, and may
+// be the content store's own directory; index.json is always in the latter, since it is part of the layout.
 func Open(dir string, c *content.Store, s *snapshot.Store) (*Store, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "leases"), 0o700); err != nil {
 		return nil, &errdefs.Error{Op: "open the image store", What: dir, Kind: errdefs.KindOf(err), Err: err}

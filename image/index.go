@@ -104,7 +104,8 @@ func (s *Store) indexError(op string, err error) error {
 	return &errdefs.Error{Op: op, What: s.indexPath(), Kind: errdefs.KindOf(err), Err: err}
 }
 
-// parseIndex decodes the entries. Of a file that was written here it decodes only those whose line holds the string only.
+// parseIndex decodes the entries. Of a file that was written here it decodes only those whose line holds the string
+// only.
 func parseIndex(b []byte, only string) (index, error) {
 	if !bytes.HasPrefix(b, []byte(header)) || !bytes.HasSuffix(b, []byte(footer)) {
 		var doc ocispec.Index

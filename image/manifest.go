@@ -220,9 +220,9 @@ func checkPair(m *ocispec.Manifest, c ocispec.Image) error {
 	return nil
 }
 
-// unambiguous walks a JSON document and complains when a member comes twice in one object, when the nesting is too deep,
-// and when a member differs from a known one by capitals only (encoding/json takes such members for the known ones,
-// others do not).
+// unambiguous walks a JSON document and complains when a member comes twice in one object, when the nesting is too
+// deep, and when a member differs from a known one by capitals only (encoding/json takes such members for the known
+// ones, others do not).
 func unambiguous(b []byte, known []string) error {
 	folded := map[string]string{}
 	for _, k := range known {

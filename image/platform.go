@@ -56,8 +56,8 @@ func HostPlatform() ocispec.Platform {
 	return normal(p)
 }
 
-// amd64Levels are the kernel's names of the features that the x86-64 psABI (section 3.1.1) asks for, beside those of the
-// levels below.
+// amd64Levels are the kernel's names of the features that the x86-64 psABI (section 3.1.1) asks for, beside those of
+// the levels below.
 var amd64Levels = [...]struct{ level, features string }{
 	{"v2", "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3"},
 	{"v3", "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"},

@@ -179,8 +179,8 @@ func (l *lease) note(ds []digest.Digest) error {
 	return nil
 }
 
-// references lists the blobs and layers that an entry keeps: index, manifest, configuration, layers' blobs, layers. What
-// is damaged or missing has no references: an image without its configuration cannot be run anyway.
+// references lists the blobs and layers that an entry keeps: index, manifest, configuration, layers' blobs, layers.
+// What is damaged or missing has no references: an image without its configuration cannot be run anyway.
 func (s *Store) references(e entry) ([]digest.Digest, error) {
 	all := []digest.Digest{e.desc.Digest, e.target.Digest}
 	config := e.id

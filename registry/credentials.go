@@ -36,8 +36,8 @@ type dockerConfig struct {
 }
 
 // DockerCredentials returns a function for Options.Credentials that reads config.json in docker's configuration
-// directory ($DOCKER_CONFIG, or ~/.docker; "" is none), and asks the credential helper that it names for the registry. Nothing is
-// written. Without an entry the result is the zero Credential.
+// directory ($DOCKER_CONFIG, or ~/.docker; "" is none), and asks the credential helper that it names for the registry.
+// Nothing is written. Without an entry the result is the zero Credential.
 func DockerCredentials(dir string) func(ctx context.Context, registry string) (Credential, error) {
 	return func(ctx context.Context, registry string) (Credential, error) {
 		if dir == "" {

@@ -8,7 +8,8 @@
 //
 // Authentication (RFC 7235, distribution-spec's token flow) is anonymous, basic, or by bearer token, as the registry
 // asks for it; credentials come from whoever made the client (DockerCredentials reads docker's config.json and its
-// helpers), and are asked for only when a registry asks. What a registry says in an error reaches the user without control characters, and short.
+// helpers), and are asked for only when a registry asks. What a registry says in an error reaches the user without
+// control characters, and short.
 package registry
 
 import (

@@ -13,9 +13,9 @@ func init() { more["monitor"] = monitorCommand }
 
 // monitorCommand is a container's parent (package monitor). It is not for people: engines start it.
 //
-//	onggi-runtime monitor --config PATH | --resume FD
+//	onggi-runtime monitor --config PATH | --resume FD ID
 func monitorCommand(args []string) int {
-	if len(args) == 2 && args[0] == "--resume" {
+	if len(args) >= 2 && args[0] == "--resume" { // the id behind it is for people who look at ps
 		if fd, err := strconv.Atoi(args[1]); err == nil {
 			return monitor.Resume(fd, adopt)
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/mount"
 	"golang.org/x/sys/unix"
 )
 
@@ -226,6 +227,69 @@ func TestForeignRuntimes(t *testing.T) {
 					}
 				})
 			}
+			t.Run("mounts", func(t *testing.T) {
+				b := foreignBox(t, rt, false, "sh", "-c", "cat /lower; echo upper >/new; sleep 0.3; cat /new")
+				root, lower := filepath.Join(b.cfg.Bundle, "rootfs"), filepath.Join(b.dir, "lower")
+				if err := os.Rename(root, lower); err != nil {
+					t.Fatal(err)
+				}
+				upper, work := filepath.Join(b.dir, "upper"), filepath.Join(b.dir, "work")
+				for _, d := range []string{root, upper, work} {
+					if err := os.Mkdir(d, 0o755); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := os.WriteFile(lower+"/lower", []byte("from below\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				b.cfg.Rootfs = []mount.Mount{{Type: "overlay", Overlay: &mount.Overlay{Lower: []string{lower}, Upper: upper, Work: work}}}
+				c := b.spawnForeign()
+				if _, err := c.Created(ctx(t)); err != nil {
+					t.Fatal(err)
+				}
+				if _, _, err := c.Start(ctx(t)); err != nil {
+					t.Fatal(err)
+				}
+				if m, _ := os.ReadFile("/proc/thread-self/mountinfo"); strings.Contains(string(m), root) {
+					t.Error("the host sees the container's root")
+				}
+				if e := b.wait(c); e.Code != 0 || b.log() != "1:from below\n1:upper\n" {
+					t.Errorf("got %+v, %q", e, b.log())
+				}
+				if s, err := os.ReadFile(upper + "/new"); string(s) != "upper\n" {
+					t.Errorf("the writable layer: %q, %v", s, err)
+				}
+				// A mount that cannot be made is an error that names it.
+				b.cfg.Rootfs[0].Overlay.Lower[0] = "/no/such/layer"
+				if _, err := b.spawnForeign().Created(ctx(t)); err == nil || !strings.Contains(err.Error(), "/no/such/layer") && !strings.Contains(err.Error(), root) {
+					t.Errorf("a missing layer: %v", err)
+				}
+			})
+			t.Run("renewal", func(t *testing.T) {
+				b := foreignBox(t, rt, false, "sh", "-c", "trap 'echo got it; exit 9' USR1; echo ready; while :; do sleep 0.05; done")
+				c := b.spawnForeign()
+				pid, err := c.Created(ctx(t))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, _, err := c.Start(ctx(t)); err != nil {
+					t.Fatal(err)
+				}
+				_ = os.WriteFile(filepath.Join(b.cfg.Bundle, "pid"), []byte(strconv.Itoa(pid)), 0o600)
+				eventually(t, "renewed", b.renewed)
+				if ns, err := os.Readlink("/proc/" + strconv.Itoa(b.monitor()) + "/fd/4"); err != nil || ns != b.namespace {
+					t.Errorf("the namespace's handle: %q, %v; want %q", ns, err, b.namespace)
+				}
+				if err := c.Signal(ctx(t), int(unix.SIGUSR1)); err != nil {
+					t.Error(err)
+				}
+				if e := b.wait(c); e.Code != 9 || len(e.Warnings) > 0 || b.log() != "1:ready\n1:got it\n" {
+					t.Errorf("got %+v, %q", e, b.log())
+				}
+				if b.has("rt/" + b.cfg.ID) {
+					t.Error("the runtime's state is left")
+				}
+			})
 			t.Run("killed client", func(t *testing.T) {
 				b := foreignBox(t, rt, false, "sleep", "1000")
 				c := b.spawnForeign()

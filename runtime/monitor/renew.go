@@ -23,7 +23,7 @@ import (
 // that stay are spread over all of them. So the monitor of a container that stays executes itself once more: same
 // process, same children, same descriptors and lock, and a heap that holds nothing but the monitor.
 //
-//	park every goroutine where it holds nothing -> write the state to a memfd -> execve(/proc/self/exe monitor --resume N)
+//	park every goroutine where it holds nothing -> write the state to a memfd -> execve(/proc/self/exe monitor --resume N ID)
 //	-> read the state -> adopt the container -> go on
 //
 // Clients notice nothing: bytes and requests of the meantime (2 ms) wait in their pipes and sockets. When a goroutine
@@ -119,7 +119,7 @@ func (s *server) renew() error {
 	}
 	if err == nil {
 		signal.Ignore(caught...) // until Resume catches them
-		err = syscall.Exec("/proc/self/exe", []string{"onggi-runtime", "monitor", "--resume", strconv.Itoa(fd)}, os.Environ())
+		err = syscall.Exec("/proc/self/exe", []string{"onggi-runtime", "monitor", "--resume", strconv.Itoa(fd), s.cfg.ID}, os.Environ())
 		catch()
 	}
 	for _, n := range keep {

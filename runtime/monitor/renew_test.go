@@ -67,6 +67,11 @@ func TestRenewal(t *testing.T) {
 	if p, err := late.Created(ctx(t)); p != pid || err != nil {
 		t.Errorf("a late client: pid %d, %v; want %d", p, err, pid)
 	}
+	lateOut, lateStdout := capture(t)
+	if err := late.Attach(ctx(t), nil, lateOut, nil); err != nil {
+		t.Error(err)
+	}
+	send(1000)
 	if err := other.Signal(ctx(t), 0); err != nil {
 		t.Errorf("signal 0: %v", err)
 	}
@@ -83,6 +88,9 @@ func TestRenewal(t *testing.T) {
 		t.Error("the promise is forgotten, or the state is left")
 	}
 	lines := want.String()
+	if got := lateStdout(); strings.Count(got, "\n") < 1000 || !strings.HasSuffix(lines, strings.ReplaceAll(got, "out ", "")) {
+		t.Errorf("the late client got %d lines", strings.Count(got, "\n"))
+	}
 	if got := stdout(); strings.ReplaceAll(got, "out ", "") != lines {
 		t.Errorf("stdout: %d bytes", len(got))
 	}

@@ -132,7 +132,7 @@ var calls = [...]call{
 	{unix.SYS_MOUNT_SETATTR, "mount_setattr", 5}, {unix.SYS_MOVE_MOUNT, "move_mount", 5}, {unix.SYS_OPENAT, "openat", 4},
 	{unix.SYS_OPENAT2, "openat2", 4}, {unix.SYS_OPEN_TREE, "open_tree", 3}, {unix.SYS_PERSONALITY, "personality", 1},
 	{unix.SYS_PIVOT_ROOT, "pivot_root", 2}, {unix.SYS_PRCTL, "prctl", 3}, {unix.SYS_PRLIMIT64, "prlimit64", 4},
-	{unix.SYS_READ, "read", 3}, {unix.SYS_RT_SIGPROCMASK, "rt_sigprocmask", 4}, {unix.SYS_RT_SIGTIMEDWAIT, "rt_sigtimedwait", 4},
+	{unix.SYS_READ, "read", 3}, {unix.SYS_RT_SIGACTION, "rt_sigaction", 4}, {unix.SYS_RT_SIGPROCMASK, "rt_sigprocmask", 4}, {unix.SYS_RT_SIGTIMEDWAIT, "rt_sigtimedwait", 4},
 	{unix.SYS_SECCOMP, "seccomp", 3}, {unix.SYS_SENDMSG, "sendmsg", 3}, {unix.SYS_SETDOMAINNAME, "setdomainname", 2},
 	{unix.SYS_SETGROUPS, "setgroups", 2}, {unix.SYS_SETHOSTNAME, "sethostname", 2}, {unix.SYS_SETNS, "setns", 2},
 	{unix.SYS_SETPGID, "setpgid", 2}, {unix.SYS_SETRESGID, "setresgid", 3}, {unix.SYS_SETRESUID, "setresuid", 3},

@@ -1,0 +1,239 @@
+package plan
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/mount"
+	"github.com/onggi/onggi/sys"
+	runspec "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func spec() *runspec.Spec {
+	caps := []string{"CAP_KILL", "CAP_NET_BIND_SERVICE"}
+	return &runspec.Spec{
+		Version: "1.2.0",
+		Process: &runspec.Process{Args: []string{"true"}, Cwd: "/", NoNewPrivileges: true, Env: []string{"PATH=/bin:/sbin", "HOME=/"},
+			Capabilities: &runspec.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+			Rlimits:      []runspec.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}}},
+		Root:     &runspec.Root{Path: "rootfs", Readonly: true},
+		Hostname: "h",
+		Mounts: []runspec.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666"}},
+			{Destination: "/etc/hosts", Type: "bind", Source: "/run/hosts", Options: []string{"rbind", "ro", "rprivate"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		},
+		Linux: &runspec.Linux{
+			Namespaces:  []runspec.LinuxNamespace{{Type: "pid"}, {Type: "network"}, {Type: "ipc"}, {Type: "uts"}, {Type: "mount"}, {Type: "cgroup"}},
+			MaskedPaths: []string{"/proc/kcore"}, ReadonlyPaths: []string{"/proc/sys"},
+		},
+	}
+}
+
+func input(s *runspec.Spec) *Input {
+	return &Input{
+		Spec: s, ID: "id", Root: "/b/rootfs", Bundle: "/b",
+		Facts: Facts{Kernel: [2]int{6, 12}, Held: 1<<41 - 1, LastCap: 40, CgroupV2: true, NotDirectory: map[string]bool{"/run/hosts": true}},
+		Fds:   Fds{Report: 3, Control: 4, Gate: 5, Console: 6},
+	}
+}
+
+func v1(in *Input) *Input {
+	in.Facts.CgroupV2 = false
+	in.Facts.CgroupNames = map[string]string{"cpu": "/sys/fs/cgroup/cpu,cpuacct", "cpuacct": "/sys/fs/cgroup/cpu,cpuacct", "name=systemd": "/sys/fs/cgroup/systemd"}
+	in.Facts.CgroupDirs = map[string]string{"/sys/fs/cgroup/cpu,cpuacct": "/sys/fs/cgroup/cpu,cpuacct/x", "/sys/fs/cgroup/systemd": "/sys/fs/cgroup/systemd/x"}
+	in.Fds.Tasks = []int{7, 8}
+	return in
+}
+
+func userns(in *Input) *Input {
+	in.Spec.Linux.Namespaces = append(in.Spec.Linux.Namespaces, runspec.LinuxNamespace{Type: "user"})
+	m := []runspec.LinuxIDMapping{{HostID: 100000, Size: 1000}}
+	in.Spec.Linux.UIDMappings, in.Spec.Linux.GIDMappings = m, m
+	return in
+}
+
+// TestGolden shows every operation of some plans. Read the difference before you write it anew (-update).
+func TestGolden(t *testing.T) {
+	terminal := spec()
+	terminal.Process.Terminal = true
+	layers := input(spec())
+	layers.Rootfs = []mount.Mount{{Type: "overlay", Overlay: &mount.Overlay{Lower: []string{"/l/b", "/l/a"}, Upper: "/u", Work: "/w", Volatile: true}}}
+	old := input(spec())
+	old.Rootfs, old.Facts.Kernel = layers.Rootfs, [2]int{6, 1}
+	reaper := input(spec())
+	reaper.Init = true
+	for name, in := range map[string]*Input{"default-v2": input(spec()), "default-v1": v1(input(spec())), "user": userns(input(spec())),
+		"terminal": input(terminal), "overlay": layers, "overlay-6.1": old, "init": reaper} {
+		p, err := Build(in)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		check(t, p)
+		var got bytes.Buffer
+		if err := p.Print(&got); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join("testdata", name+".txt")
+		if *update {
+			if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got.Bytes(), want) {
+			a, b := strings.Split(got.String(), "\n"), strings.Split(string(want), "\n")
+			for i := range min(len(a), len(b)) {
+				if a[i] != b[i] {
+					t.Errorf("%s, operation %d:\n got %s\nwant %s", name, i, a[i], b[i])
+					break
+				}
+			}
+			if len(a) != len(b) {
+				t.Errorf("%s: got %d operations, want %d", name, len(a), len(b))
+			}
+		}
+	}
+}
+
+// check holds what is true of every plan.
+func check(t testing.TB, p *Plan) {
+	t.Helper()
+	end := uint64(sys.OpsBase + len(p.Ops)*sys.OpSize)
+	inside := func(a uint64) bool {
+		return a >= sys.DataBase && a < sys.DataBase+uint64(len(p.Data)) || a >= sys.CellBase && a < sys.CellBase+uint64(p.Cells)
+	}
+	for i := range p.Ops {
+		o := &p.Ops[i]
+		name := p.Names[i].String()
+		if o.Target != 0 && (o.Target < sys.OpsBase || o.Target >= end || (o.Target-sys.OpsBase)%sys.OpSize != 0) {
+			t.Fatalf("operation %d (%s) jumps out of the plan", i, name)
+		}
+		if o.NR == sys.OpJump && o.Target == 0 {
+			t.Fatalf("operation %d (%s) jumps nowhere", i, name)
+		}
+		if o.Dst != 0 && !inside(o.Dst) || o.ErrDst != 0 && !inside(o.ErrDst) {
+			t.Fatalf("operation %d (%s) stores outside of the data", i, name)
+		}
+		for a := range 6 {
+			if k := p.kinds[i] >> (4 * a) & 0xf; k != isValue && !inside(o.Args[a]) {
+				t.Fatalf("operation %d (%s): argument %d points outside of the data", i, name, a)
+			}
+			if o.Ind>>a&1 == 1 && o.Args[a]+8 > sys.CellBase+uint64(p.Cells) && o.Args[a] >= sys.CellBase {
+				t.Fatalf("operation %d (%s): argument %d reads past the cells", i, name, a)
+			}
+		}
+		if strings.HasPrefix(callName(o.NR), "syscall") {
+			t.Fatalf("operation %d (%s): system call %d has no name", i, name, o.NR)
+		}
+	}
+	last := p.Names[len(p.Names)-1].Verb
+	if last != "execute" {
+		t.Fatalf("the plan ends with %q: the interpreter would run past it", last)
+	}
+}
+
+func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
+	n := 2000
+	for field, change := range map[string]func(*runspec.Spec){
+		"process":                        func(s *runspec.Spec) { s.Process = nil },
+		"root":                           func(s *runspec.Spec) { s.Root = nil },
+		"linux":                          func(s *runspec.Spec) { s.Linux = nil },
+		"ociVersion":                     func(s *runspec.Spec) { s.Version = "2.0.0" },
+		"process.args":                   func(s *runspec.Spec) { s.Process.Args = nil },
+		"process.cwd":                    func(s *runspec.Spec) { s.Process.Cwd = "rel" },
+		"process.apparmorProfile":        func(s *runspec.Spec) { s.Process.ApparmorProfile = "x" },
+		"process.selinuxLabel":           func(s *runspec.Spec) { s.Process.SelinuxLabel = "x" },
+		"process.scheduler":              func(s *runspec.Spec) { s.Process.Scheduler = &runspec.Scheduler{} },
+		"process.oomScoreAdj":            func(s *runspec.Spec) { s.Process.OOMScoreAdj = &n },
+		"process.user":                   func(s *runspec.Spec) { s.Process.User.UID = 1<<32 - 1 },
+		"process.user.additionalGids":    func(s *runspec.Spec) { s.Process.User.AdditionalGids = []uint32{1<<32 - 1} },
+		"process.capabilities.bounding":  func(s *runspec.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} },
+		"process.capabilities.effective": func(s *runspec.Spec) { s.Process.Capabilities.Permitted = nil },
+		"process.rlimits":                func(s *runspec.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
+		"linux.mountLabel":               func(s *runspec.Spec) { s.Linux.MountLabel = "x" },
+		"linux.intelRdt":                 func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{} },
+		"linux.memoryPolicy":             func(s *runspec.Spec) { s.Linux.MemoryPolicy = &runspec.LinuxMemoryPolicy{} },
+		"linux.netDevices":               func(s *runspec.Spec) { s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"eth0": {}} },
+		"linux.timeOffsets":              func(s *runspec.Spec) { s.Linux.TimeOffsets = map[string]runspec.LinuxTimeOffset{"boottime": {}} },
+		"linux.seccomp.listenerPath":     func(s *runspec.Spec) { s.Linux.Seccomp = &runspec.LinuxSeccomp{ListenerPath: "/x"} },
+		"linux.namespaces":               func(s *runspec.Spec) { s.Linux.Namespaces[0].Type = "time" },
+		"linux.uidMappings":              func(s *runspec.Spec) { s.Linux.UIDMappings = []runspec.LinuxIDMapping{{Size: 1}} },
+		"linux.rootfsPropagation":        func(s *runspec.Spec) { s.Linux.RootfsPropagation = "loud" },
+		"linux.sysctl":                   func(s *runspec.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} },
+		"linux.devices[/dev/x]":          func(s *runspec.Spec) { s.Linux.Devices = []runspec.LinuxDevice{{Path: "/dev/x", Type: "z"}} },
+		"mounts[/x].uidMappings": func(s *runspec.Spec) {
+			s.Mounts[0] = runspec.Mount{Destination: "/x", UIDMappings: []runspec.LinuxIDMapping{{}}}
+		},
+		"mounts[/x]": func(s *runspec.Spec) {
+			s.Mounts[0] = runspec.Mount{Destination: "/x", Type: "tmpfs", Options: []string{"idmap"}}
+		},
+		"mounts[/]":       func(s *runspec.Spec) { s.Mounts[0].Destination = "/" },
+		"mounts[/proc/1]": func(s *runspec.Spec) { s.Mounts[0] = runspec.Mount{Destination: "/proc/1", Type: "bind", Source: "/x"} },
+		"mounts[/y]": func(s *runspec.Spec) {
+			s.Mounts[0] = runspec.Mount{Destination: "/y", Type: "bind", Source: "/x", Options: []string{"odd"}}
+		},
+	} {
+		s := spec()
+		change(s)
+		_, err := Build(input(s))
+		k := errdefs.KindOf(err)
+		if err == nil || k != errdefs.InvalidArgument && k != errdefs.Unsupported || !strings.Contains(err.Error(), "spec's "+field+":") && !strings.Contains(err.Error(), "spec's "+field) {
+			t.Errorf("%s: got %v (%v)", field, err, k)
+		}
+	}
+}
+
+// FuzzBuild: whatever the spec, Build gives an error or a plan that stays within itself.
+func FuzzBuild(f *testing.F) {
+	for _, s := range []*runspec.Spec{spec(), userns(input(spec())).Spec} {
+		b, err := json.Marshal(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, byte(0))
+		f.Add(b, byte(255))
+	}
+	f.Add([]byte(`{"process":{"args":["a"],"cwd":"/x/../..","terminal":true},"root":{"path":""},"mounts":[{"destination":"a/../b","type":"tmpfs","options":["tmpcopyup","ro","rro","shared"]}],"linux":{"namespaces":[{"type":"mount"},{"type":"user","path":"/p"},{"type":"pid"}],"sysctl":{"net.a/b":"1"},"devices":[{"path":"x","type":"p"}],"maskedPaths":["","/","a"]}}`), byte(7))
+	f.Fuzz(func(t *testing.T, b []byte, flags byte) {
+		var s runspec.Spec
+		if json.Unmarshal(b, &s) != nil {
+			return
+		}
+		if s.Linux != nil {
+			s.Linux.Seccomp = nil // package seccomp has a fuzz test of its own
+		}
+		in := input(&s)
+		if flags&1 != 0 {
+			v1(in)
+		}
+		in.Init, in.NoPivot, in.Timing, in.Facts.Nested, in.Replica = flags&2 != 0, flags&4 != 0, flags&8 != 0, flags&16 != 0, flags&32 != 0
+		if flags&64 != 0 {
+			in.Fds.Gate = -1
+		}
+		in.Facts.Held = uint64(flags) << 20
+		p, err := Build(in)
+		if err != nil {
+			return
+		}
+		check(t, p)
+		if err := p.Print(&bytes.Buffer{}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -45,6 +45,9 @@ func (c *dirCache) add(name string, h *handle) {
 
 // trim closes the handles beyond the cache's size. It is called between entries, so that no handle in use is closed.
 func (c *dirCache) trim() {
+	if len(c.byName) > 4*cacheSize { // many names of few directories
+		c.forget()
+	}
 	if len(c.order) <= cacheSize {
 		return
 	}

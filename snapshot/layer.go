@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -382,10 +383,18 @@ func (s *Store) RemoveLayer(ctx context.Context, diffID digest.Digest) error {
 func (s *Store) TakeOut(diffIDs []digest.Digest) (empty func() error, err error) {
 	var names []string
 	empty = func() error {
-		var errs []error
-		for _, n := range names {
-			errs = append(errs, s.removeAll(trashDir, n))
+		// The kernel frees inodes of different directories on several cores at once.
+		errs := make([]error, len(names))
+		slots := make(chan struct{}, runtime.GOMAXPROCS(0))
+		var all sync.WaitGroup
+		for i, n := range names {
+			all.Go(func() {
+				slots <- struct{}{}
+				errs[i] = s.removeAll(trashDir, n)
+				<-slots
+			})
 		}
+		all.Wait()
 		if err := errors.Join(errs...); err != nil {
 			return s.fail("empty the trash of", s.dir, err)
 		}

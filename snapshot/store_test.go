@@ -392,3 +392,33 @@ func TestOpenRefusesRelative(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestTakeOut(t *testing.T) {
+	s, ctx := open(t), context.Background()
+	ids := unpack(t, s, layerTar(t, "a=1"), layerTar(t, "b/c=2"), layerTar(t, "d=3"))
+	if err := s.Prepare(ctx, "box", ids[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Prepare(ctx, "gone", ids); err != nil {
+		t.Fatal(err)
+	}
+	empty, err := s.TakeOut(append(ids[1:], digest.FromString("never there")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Layer(ids[1]); !errdefs.Is(err, errdefs.NotFound) {
+		t.Errorf("before empty: got %v", err)
+	}
+	if err := empty(); err != nil {
+		t.Error(err)
+	}
+	if got := clean(t, s); !slices.Equal(got, []string{string(ids[0])}) {
+		t.Errorf("layers: %v", got)
+	}
+	if _, err := s.Mounts("box", false, false); err != nil {
+		t.Errorf("a stack on the layer that stays: %v", err)
+	}
+	if got, want := entries(t, s, chainsDir), []string{chainID(ids[:1])}; !slices.Equal(got, want) {
+		t.Errorf("chains: got %v, want %v", got, want)
+	}
+}

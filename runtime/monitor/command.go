@@ -18,7 +18,11 @@ const cleanUpTime = 2 * time.Minute
 func (s *server) cleanUp() int {
 	s.reaping.Lock()
 	defer s.reaping.Unlock()
-	ws, err := execute(s.cfg.Cleanup, nil, cleanUpTime)
+	var ws unix.WaitStatus
+	err := s.steps.Do("cleanup", func() (err error) {
+		ws, err = execute(s.cfg.Cleanup, nil, cleanUpTime)
+		return err
+	}, nil)
 	if err != nil {
 		return errdefs.KindOf(err).ExitCode()
 	}

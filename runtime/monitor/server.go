@@ -239,7 +239,7 @@ func (s *server) live(create Creator) {
 		s.reaping.Unlock()
 	}
 	theirs.close()
-	if err != nil {
+	if proc == nil {
 		s.failed(err)
 		return
 	}
@@ -248,7 +248,7 @@ func (s *server) live(create Creator) {
 	s.mu.Unlock()
 	go s.watch(proc.Pid())
 	go s.reap()
-	if s.cfg.Terminal {
+	if err == nil && s.cfg.Terminal {
 		err = s.openTerminal(proc)
 	}
 	if err != nil {
@@ -719,13 +719,14 @@ func (s *server) end() int {
 	for _, err := range warnings {
 		s.warn("the log is incomplete", err)
 	}
-	if err := writeExit(s.cfg.StateDir, &s.exit, s.cfg.Sync); err != nil {
+	err := s.steps.Do("record", func() error { return writeExit(s.cfg.StateDir, &s.exit, s.cfg.Sync) }, nil)
+	if err != nil {
 		s.warn("the exit record could not be written", err)
 	}
 	s.mu.Unlock()
 	if proc != nil {
 		s.reaping.Lock()
-		err := proc.Delete()
+		err := s.steps.Do("delete", proc.Delete, nil)
 		s.reaping.Unlock()
 		if err != nil {
 			s.mu.Lock()

@@ -149,6 +149,7 @@ func TestRenewalThenKilled(t *testing.T) {
 	b := newBox(t, "sleep", "1000")
 	c := b.start()
 	eventually(t, "renewed", b.renewed)
+	time.Sleep(200 * time.Millisecond) // a signal in the new program's first milliseconds would end it: doc/monitor.md
 	_ = unix.Kill(b.monitor(), unix.SIGTERM)
 	time.Sleep(20 * time.Millisecond)
 	if !Alive(b.cfg.RunDir) {

@@ -71,8 +71,7 @@ func (k *creation) copyUp(dest string, options []string) (fd int, err error) {
 		return fd, err
 	}
 	defer unix.Close(root) //nolint:errcheck // a handle
-	src, err := unix.Openat2(root, dest[1:], &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	src, err := openIn(root, dest[1:], unix.O_RDONLY|unix.O_DIRECTORY)
 	if err == unix.ENOENT {
 		return fd, nil
 	}

@@ -137,8 +137,7 @@ func nested() bool {
 // home returns the home directory of uid as the root file system's /etc/passwd says, "/" without one, as runc and
 // docker have it. root is a handle; the file is untrusted.
 func home(root int, uid uint32) string {
-	fd, err := unix.Openat2(root, "etc/passwd", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	fd, err := openIn(root, "etc/passwd", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
 		return "/"
 	}
@@ -159,6 +158,18 @@ func home(root int, uid uint32) string {
 		}
 	}
 	return "/"
+}
+
+// openIn opens a place below the handle root. The kernel asks to try again when a mount or rename anywhere crossed a
+// walk over "..".
+func openIn(root int, name string, flags uint64) (fd int, err error) {
+	for range 1000 {
+		fd, err = unix.Openat2(root, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+		if err != unix.EAGAIN && err != unix.EINTR {
+			break
+		}
+	}
+	return fd, err
 }
 
 func hasHome(env []string) bool {

@@ -135,12 +135,10 @@ func (c *compiler) bindDevice(dir cell, p, name string, typ, major, minor uint64
 	c.op(unix.SYS_OPEN_TREE, "copy device", p, src.get(), buf(c.empty), num(cloneTree|empty)).Dst = uint64(src)
 	// An existing device node is not opened for reading: that may have effects.
 	how := c.words(handle|unix.O_NOFOLLOW, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
-	c.op(unix.SYS_OPENAT2, "open", p, dir.get(), c.s(name), buf(how), num(24)).Dst = uint64(at)
-	i := len(c.ops) - 1
-	c.ops[i].ErrMask = errnos(int(unix.ENOENT))
+	i := c.openIn("open", p, dir, name, how, at, errnos(int(unix.ENOENT)))
 	have := c.jump("creating " + p)
-	c.land(i)
-	c.op(unix.SYS_OPENAT2, "create file", p, dir.get(), c.s(name), buf(create), num(24)).Dst = uint64(at)
+	c.again(i)
+	c.openIn("create file", p, dir, name, create, at, 0)
 	c.land(have)
 	c.op(unix.SYS_MOVE_MOUNT, "attach device", p, src.get(), buf(c.empty), at.get(), buf(c.empty), num(bothFDs))
 	c.op(unix.SYS_CLOSE, "close", p, at.get())
@@ -171,6 +169,8 @@ func (c *compiler) terminal() {
 	msg := c.words(0, 0, iov, 1, control, 24, 0)
 	how := c.words(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0, inRoot)
 	c.op(unix.SYS_OPENAT2, "open", name, root, c.s(name), buf(how), num(24)).Dst = uint64(master)
+	c.ops[len(c.ops)-1].ErrMask = errnos(int(unix.EAGAIN)) // see openIn
+	c.landAt(len(c.ops)-1, len(c.ops)-1)
 	st := c.room(120)
 	c.op(unix.SYS_FSTATFS, "look at", name, master.get(), st.addr())
 	c.check("that "+name+" is a devpts file", st.get(), num(devptsMagic), ^uint64(0), int(unix.ENOTTY))
@@ -186,7 +186,7 @@ func (c *compiler) terminal() {
 		t := c.cell()
 		create := c.words(unix.O_RDONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0o600, inRoot)
 		m := c.cell()
-		c.op(unix.SYS_OPENAT2, "open", "/dev/console", c.root.get(), c.s("dev/console"), buf(create), num(24)).Dst = uint64(t)
+		c.openIn("open", "/dev/console", c.root, "dev/console", create, t, 0)
 		c.op(unix.SYS_OPEN_TREE, "copy terminal for", "/dev/console", slave.get(), buf(c.empty), num(cloneTree|empty)).Dst = uint64(m)
 		c.op(unix.SYS_MOVE_MOUNT, "attach", "/dev/console", m.get(), buf(c.empty), t.get(), buf(c.empty), num(bothFDs))
 		c.op(unix.SYS_CLOSE, "close", "/dev/console", t.get())

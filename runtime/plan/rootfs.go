@@ -234,6 +234,32 @@ func (c *compiler) checkDevice(what string, fd cell, typ uint64, major, minor ui
 	c.check("the device number of "+what, (st + 128).get(), word(major|minor<<32), ^uint64(0), int(unix.ENODEV))
 }
 
+// absent are the failures that mean that there is nothing to mask or protect.
+var absent = errnos(int(unix.ENOENT), int(unix.ENOTDIR))
+
+// openIn opens a place below dir with openat2(2). The kernel answers EAGAIN when a mount or rename anywhere on the host
+// crossed a walk over ".." (in a link of the image): the operation is repeated. With a mask, its failures must be
+// landed by again.
+func (c *compiler) openIn(verb, what string, dir cell, rel string, how uint64, into cell, mask uint64) int {
+	i := c.here()
+	o := c.op(unix.SYS_OPENAT2, verb, what, dir.get(), c.s(rel), buf(how), num(24))
+	o.Dst, o.ErrMask = uint64(into), mask|errnos(int(unix.EAGAIN))
+	if mask == 0 {
+		c.landAt(i, i)
+	} else {
+		o.ErrDst = uint64(c.cell())
+	}
+	return i
+}
+
+// again lands the failures of openIn's operation i here; EAGAIN goes back to it.
+func (c *compiler) again(i int) {
+	c.land(i)
+	other := c.unless("whether to try again", cell(c.ops[i].ErrDst).get(), num(int(unix.EAGAIN)), ^uint64(0))
+	c.landAt(c.jump("on"), i)
+	c.land(other)
+}
+
 // target opens the place of a mount inside the root, and makes it when it is missing. Every step is resolved by
 // the kernel inside the root, so a link that is swapped meanwhile leads nowhere else.
 func (c *compiler) target(dest string, dir, strict bool) (t cell, existed int) {
@@ -246,18 +272,16 @@ func (c *compiler) target(dest string, dir, strict bool) (t cell, existed int) {
 	if strict {
 		how = c.howNoLinks
 	}
-	c.op(unix.SYS_OPENAT2, "open", dest, c.root.get(), c.s(rel), buf(how), num(24)).Dst = uint64(t)
-	first := len(c.ops) - 1
-	c.ops[first].ErrMask = errnos(int(unix.ENOENT))
+	first := c.openIn("open", dest, c.root, rel, how, t, errnos(int(unix.ENOENT)))
 	found := c.jump("making " + dest)
-	c.land(first)
+	c.again(first)
 	parent := c.root
 	parts := strings.Split(rel, "/")
 	for i, name := range parts {
 		sub := strings.Join(parts[:i+1], "/")
 		if i == len(parts)-1 && !dir {
 			create := c.words(unix.O_RDONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0o644, inRoot)
-			c.op(unix.SYS_OPENAT2, "create file", dest, c.root.get(), c.s(rel), buf(create), num(24)).Dst = uint64(t)
+			c.openIn("create file", dest, c.root, rel, create, t, 0)
 			break
 		}
 		c.op(unix.SYS_MKDIRAT, "make directory", "/"+sub, parent.get(), c.s(name), num(0o755)).ErrMask = errnos(int(unix.EEXIST))
@@ -266,7 +290,7 @@ func (c *compiler) target(dest string, dir, strict bool) (t cell, existed int) {
 		if strict {
 			h = c.howNoLinks
 		}
-		c.op(unix.SYS_OPENAT2, "open", "/"+sub, c.root.get(), c.s(sub), buf(h), num(24)).Dst = uint64(next)
+		c.openIn("open", "/"+sub, c.root, sub, h, next, 0)
 		if i == len(parts)-1 {
 			c.op(sys.OpCompute, "use", "/"+sub, next.get(), num(0), word(^uint64(0)), num(0)).Dst = uint64(t)
 		}
@@ -566,6 +590,9 @@ func (c *compiler) workdir() {
 		switch {
 		case i == start: // whatever is wrong with it, making it is harmless
 			o.ErrMask = anyErrno
+		case o.NR == unix.SYS_OPENAT2: // no second try: entering it says what is wrong
+			o.ErrMask, o.ErrDst = anyErrno, 0
+			failed = append(failed, i)
 		case o.NR < sys.OpJump && o.ErrMask == 0:
 			o.ErrMask = anyErrno
 			failed = append(failed, i)
@@ -584,9 +611,7 @@ func (c *compiler) maskedAndReadonly() {
 		}
 		rel := dest[1:]
 		t, m := c.cell(), c.cell()
-		c.op(unix.SYS_OPENAT2, "open directory", dest, c.root.get(), c.s(rel), buf(c.howDir), num(24)).Dst = uint64(t)
-		isDir := len(c.ops) - 1
-		c.ops[isDir].ErrMask = errnos(int(unix.ENOENT), int(unix.ENOTDIR))
+		isDir := c.openIn("open directory", dest, c.root, rel, c.howDir, t, absent)
 		have := c.unless("mask", c.mask.get(), num(0), ^uint64(0))
 		fs := c.cell()
 		c.op(unix.SYS_FSOPEN, "make mask for", dest, c.s("tmpfs"), num(unix.FSOPEN_CLOEXEC)).Dst = uint64(fs)
@@ -599,15 +624,15 @@ func (c *compiler) maskedAndReadonly() {
 		c.op(unix.SYS_OPEN_TREE, "copy mask for", dest, c.mask.get(), buf(c.empty), num(cloneTree|empty)).Dst = uint64(m)
 		c.land(first)
 		put := c.jump("the file mask")
-		c.land(isDir)
-		c.op(unix.SYS_OPENAT2, "open file", dest, c.root.get(), c.s(rel), buf(c.how), num(24)).Dst = uint64(t)
-		isFile := len(c.ops) - 1
-		c.ops[isFile].ErrMask = errnos(int(unix.ENOENT), int(unix.ENOTDIR))
+		c.again(isDir)
+		isFile := c.openIn("open file", dest, c.root, rel, c.how, t, absent)
 		c.op(unix.SYS_OPEN_TREE, "copy /dev/null for", dest, c.null.get(), buf(c.empty), num(cloneTree|empty)).Dst = uint64(m)
 		c.land(put)
 		c.op(unix.SYS_MOVE_MOUNT, "mask", dest, m.get(), buf(c.empty), t.get(), buf(c.empty), num(bothFDs))
 		c.op(unix.SYS_CLOSE, "close", dest, t.get())
-		c.land(isFile)
+		done := c.jump("trying again")
+		c.again(isFile)
+		c.land(done)
 	}
 	for _, p := range c.linux.ReadonlyPaths {
 		dest := path.Clean("/" + p)
@@ -615,19 +640,19 @@ func (c *compiler) maskedAndReadonly() {
 			continue
 		}
 		t, m := c.cell(), c.cell()
-		c.op(unix.SYS_OPENAT2, "open", dest, c.root.get(), c.s(dest[1:]), buf(c.how), num(24)).Dst = uint64(t)
-		open := len(c.ops) - 1
-		c.ops[open].ErrMask = errnos(int(unix.ENOENT), int(unix.ENOTDIR))
+		open := c.openIn("open", dest, c.root, dest[1:], c.how, t, absent)
 		c.op(unix.SYS_OPEN_TREE, "copy", dest, t.get(), buf(c.empty), num(cloneTree|empty|unix.AT_RECURSIVE)).Dst = uint64(m)
 		c.setattr("read-only", dest, m.get(), buf(c.empty), true, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		c.op(unix.SYS_MOVE_MOUNT, "attach read-only", dest, m.get(), buf(c.empty), t.get(), buf(c.empty), num(bothFDs))
 		c.op(unix.SYS_CLOSE, "close", dest, m.get())
 		c.op(unix.SYS_CLOSE, "close", dest, t.get())
-		c.land(open)
+		done := c.jump("trying again")
+		c.again(open)
+		c.land(done)
 	}
 	for _, dest := range c.lateReadonly {
 		t := c.cell()
-		c.op(unix.SYS_OPENAT2, "open", dest, c.root.get(), c.s(dest[1:]), buf(c.how), num(24)).Dst = uint64(t)
+		c.openIn("open", dest, c.root, dest[1:], c.how, t, 0)
 		c.setattr("read-only", dest, t.get(), buf(c.empty), false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}
 	if c.spec.Root.Readonly {

@@ -10,7 +10,6 @@ import (
 	"bytes"
 	"fmt"
 	"go/format"
-	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,10 +34,15 @@ var not64 = []string{"uselib", "_sysctl", "create_module", "get_kernel_syms", "q
 
 var arm = map[string]int{"breakpoint": 0xf0001, "cacheflush": 0xf0002, "usr26": 0xf0003, "usr32": 0xf0004, "set_tls": 0xf0005, "get_tls": 0xf0006}
 
+func fail(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
 func main() {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}} {{.Version}}", "golang.org/x/sys").Output()
 	if err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 	f := strings.Fields(string(out))
 	table := map[string][]int{}
@@ -57,7 +61,7 @@ func main() {
 		}
 		r, err := os.Open(filepath.Join(f[0], "unix", "zsysnum_linux_"+arch+".go"))
 		if err != nil {
-			log.Fatal(err)
+			fail(err)
 		}
 		for s := bufio.NewScanner(r); s.Scan(); {
 			w := strings.Fields(s.Text())
@@ -101,9 +105,9 @@ func main() {
 	b.WriteString("}\n")
 	src, err := format.Source(b.Bytes())
 	if err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 	if err := os.WriteFile("tables.go", src, 0o644); err != nil {
-		log.Fatal(err)
+		fail(err)
 	}
 }

@@ -42,6 +42,9 @@ type Program struct {
 	Unknown []string // syscall names that no listed architecture has; ignored as libseccomp-based runtimes do, reported
 }
 
+// enosys is the answer to calls that the profile's author did not know.
+const enosys = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+
 // maxProgram is BPF_MAXINSNS of linux/bpf_common.h.
 const maxProgram = 4096
 
@@ -141,11 +144,15 @@ func Compile(p *runspec.LinuxSeccomp) (*Program, error) {
 		tables[c] = make([]call, 0, total)
 	}
 	policies := make([]policy, len(p.Syscalls))
+	var actions []uint32
 	for i := range p.Syscalls {
 		s := &p.Syscalls[i]
 		act, err := action("syscalls.action", s.Action, s.ErrnoRet, out)
 		if err != nil {
 			return nil, err
+		}
+		if !slices.Contains(actions, act) {
+			actions = append(actions, act)
 		}
 		policies[i] = policy{plain: len(s.Args) == 0, action: act, rules: alternatives(s.Args, act)}
 		for _, name := range s.Names {
@@ -166,7 +173,10 @@ func Compile(p *runspec.LinuxSeccomp) (*Program, error) {
 	code := make([]Instruction, 0, 1024)
 	code = append(code, load(offArch))
 	for _, a := range listed {
-		g := generator{arch: a, policies: policies, def: ret(def), errno: isErrno(def)}
+		g := generator{arch: a, policies: policies, def: def, errno: isErrno(def)}
+		for _, action := range append([]uint32{def, enosys, unix.SECCOMP_RET_KILL_PROCESS}, actions...) {
+			g.ret(action)
+		}
 		leaves := g.leaves(tables[a.column], 0)
 		if a.column == 0 {
 			leaves = leaves[:cut(leaves, x32Bit)]
@@ -174,10 +184,10 @@ func Compile(p *runspec.LinuxSeccomp) (*Program, error) {
 				leaves = append(leaves, g.leaves(tables[x32Column], x32Bit)...)
 			} else {
 				// -1 is no call: a tracer skips one with it.
-				leaves = append(leaves, leaf{x32Bit, ret(unix.SECCOMP_RET_KILL_PROCESS)}, leaf{0xffffffff, g.def})
+				leaves = append(leaves, leaf{x32Bit, g.ret(unix.SECCOMP_RET_KILL_PROCESS)}, leaf{0xffffffff, g.ret(def)})
 			}
 		}
-		body := tree(append(make([]Instruction, 0, 768), load(offNr)), merge(leaves))
+		body := g.tree(append(make([]Instruction, 0, 512), load(offNr)), merge(leaves))
 		code = append(code, skipUnless(a.audit, len(body))...)
 		code = append(code, body...)
 	}
@@ -323,26 +333,30 @@ func alternatives(conds []runspec.LinuxSeccompArg, act uint32) []rule {
 // leaf is what happens from a syscall number on, up to the next leaf's.
 type leaf struct {
 	from uint32
-	code []Instruction
+	code int32 // index in generator.codes
 }
 
 type generator struct {
 	arch     arch
 	policies []policy
-	def      []Instruction
+	def      uint32
 	errno    bool
-	returns  map[uint32][]Instruction // shared: equal leaves are found equal at once
+	codes    [][]Instruction
+	returns  []uint32 // actions that codes begin with, so that equal leaves are found equal at once
 }
 
 // ret is the leaf that returns an action.
-func (g *generator) ret(action uint32) []Instruction {
-	if g.returns == nil {
-		g.returns = map[uint32][]Instruction{}
+func (g *generator) ret(action uint32) int32 {
+	if i := slices.Index(g.returns, action); i >= 0 {
+		return int32(i)
 	}
-	if g.returns[action] == nil {
-		g.returns[action] = ret(action)
+	if len(g.returns) < len(g.codes) { // argument rules have come since: this one is not shared, which only costs space
+		g.codes = append(g.codes, ret(action))
+		return int32(len(g.codes) - 1)
 	}
-	return g.returns[action]
+	g.returns = append(g.returns, action)
+	g.codes = append(g.codes, ret(action))
+	return int32(len(g.codes) - 1)
 }
 
 // leaves are the ranges of one table, whose numbers begin at base.
@@ -353,7 +367,7 @@ func (g *generator) leaves(calls []call, base uint32) []leaf {
 		}
 		return cmp.Compare(a.entry, b.entry)
 	})
-	def := g.def
+	def := g.ret(g.def)
 	out := append(make([]leaf, 0, 2*len(calls)+3), leaf{base, def})
 	for i := 0; i < len(calls); {
 		j := i + 1
@@ -367,7 +381,7 @@ func (g *generator) leaves(calls []call, base uint32) []leaf {
 		// What follows the newest call that is named, and on arm what follows its private calls.
 		for i := len(out) - 1; i > 0; i-- {
 			if n := out[i].from - base; i == len(out)-1 || n < armPrivate {
-				out[i].code = ret(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS))
+				out[i].code = g.ret(enosys)
 				if n < armPrivate {
 					break
 				}
@@ -378,7 +392,7 @@ func (g *generator) leaves(calls []call, base uint32) []leaf {
 }
 
 // decide is the code for one syscall.
-func (g *generator) decide(calls []call) []Instruction {
+func (g *generator) decide(calls []call) int32 {
 	var rules []rule
 	for _, c := range calls {
 		p := &g.policies[c.entry]
@@ -401,7 +415,8 @@ func (g *generator) decide(calls []call) []Instruction {
 		code = append(code, g.all(rules[i])...)
 		i++
 	}
-	return append(code, g.def...)
+	g.codes = append(g.codes, append(code, ret(g.def)...))
+	return int32(len(g.codes) - 1)
 }
 
 // groups reports whether b can share a's loads: equalities of one argument with one action and one upper half.
@@ -546,7 +561,7 @@ func merge(leaves []leaf) []leaf {
 		if i+1 < len(leaves) && leaves[i+1].from == l.from {
 			continue
 		}
-		if n := len(out); n > 0 && slices.Equal(out[n-1].code, l.code) {
+		if n := len(out); n > 0 && out[n-1].code == l.code {
 			continue
 		}
 		out = append(out, l)
@@ -555,18 +570,18 @@ func merge(leaves []leaf) []leaf {
 }
 
 // tree appends a balanced search: jge middle -> upper half, else lower half, which follows at once.
-func tree(code []Instruction, leaves []leaf) []Instruction {
+func (g *generator) tree(code []Instruction, leaves []leaf) []Instruction {
 	if len(leaves) == 1 {
-		return append(code, leaves[0].code...)
+		return append(code, g.codes[leaves[0].code]...)
 	}
 	m := len(leaves) / 2
 	at := len(code)
-	code = tree(append(code, Instruction{}), leaves[:m])
+	code = g.tree(append(code, Instruction{}), leaves[:m])
 	if n := len(code) - at - 1; n <= 255 {
 		code[at] = jump(jge, leaves[m].from, uint8(n), 0)
 	} else {
 		code[at] = jump(jge, leaves[m].from, 0, 1)
 		code = slices.Insert(code, at+1, Instruction{Code: ja, K: uint32(n)})
 	}
-	return tree(code, leaves[m:])
+	return g.tree(code, leaves[m:])
 }

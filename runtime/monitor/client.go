@@ -27,6 +27,7 @@ type Client struct {
 	id string // of the container, for messages
 
 	created, started, failed, exited event
+	broken                           event // nobody reads an attached output any more
 	gone                             event // the connection has ended
 
 	mu       sync.Mutex // over all below
@@ -54,7 +55,7 @@ func (e *event) happen() { e.once.Do(func() { close(e.c) }) }
 
 func newClient(c *conn, id string) *Client {
 	cl := &Client{c: c, id: id, waiting: map[uint32]chan error{}}
-	for _, e := range []*event{&cl.created, &cl.started, &cl.failed, &cl.exited, &cl.gone} {
+	for _, e := range []*event{&cl.created, &cl.started, &cl.failed, &cl.exited, &cl.broken, &cl.gone} {
 		e.c = make(chan struct{})
 	}
 	go cl.listen()
@@ -368,6 +369,8 @@ func (c *Client) listen() {
 				c.err = c.errorf(errdefs.Internal, "it failed without a reason", nil)
 			}
 			c.failed.happen()
+		case "lost":
+			c.broken.happen()
 		case "exited":
 			c.exit = m.Exit
 			c.exited.happen()
@@ -532,6 +535,10 @@ func (c *Client) Attach(ctx context.Context, stdin, stdout, stderr *os.File) err
 	runtime.KeepAlive([]*os.File{stdin, stdout, stderr})
 	return err
 }
+
+// Broken is closed when one of the attached outputs has no reader any more (EPIPE: `... | head`) or cannot be written
+// otherwise. The container goes on, and its log is complete; the command that attached decides what that means.
+func (c *Client) Broken() <-chan struct{} { return c.broken.c }
 
 // Resize sets the terminal's size in characters.
 func (c *Client) Resize(ctx context.Context, width, height uint16) error {

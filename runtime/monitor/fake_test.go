@@ -221,7 +221,8 @@ func newBox(t testing.TB, args ...string) *box {
 			_ = unix.Kill(pid, unix.SIGKILL) // our own child's child: the test failed or left it
 		}
 		eventually(t, "the monitor ends", func() bool { return !Alive(b.cfg.RunDir) })
-		_ = os.RemoveAll(top)
+		// The monitor's clean-up may still be writing there.
+		eventually(t, "removed", func() bool { return os.RemoveAll(top) == nil })
 	})
 	b.set(fakeSpec{Args: args})
 	return b

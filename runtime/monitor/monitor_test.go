@@ -509,6 +509,29 @@ func TestEndpoints(t *testing.T) {
 	})
 }
 
+// TestBrokenPipe: the command that attached learns that its reader is gone; the container goes on.
+func TestBrokenPipe(t *testing.T) {
+	b := newBox(t, "sh", "-c", "while :; do echo y; sleep 0.01; done")
+	r, w, _ := os.Pipe()
+	c := b.start(nil, w)
+	_ = w.Close()
+	select {
+	case <-c.Broken():
+		t.Error("broken before it is")
+	case <-time.After(50 * time.Millisecond):
+	}
+	_ = r.Close()
+	select {
+	case <-c.Broken():
+	case <-ctx(t).Done():
+		t.Error("the client was not told")
+	}
+	n := len(b.log())
+	eventually(t, "the container goes on", func() bool { return len(b.log()) > n })
+	_ = c.Signal(ctx(t), 9)
+	b.wait(c)
+}
+
 // collect reads p[0] slowly enough to fill it.
 func collect(t *testing.T, p [2]int) (*os.File, func() string) {
 	r, w := os.NewFile(uintptr(p[0]), "r"), os.NewFile(uintptr(p[1]), "w")

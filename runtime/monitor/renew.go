@@ -522,11 +522,11 @@ func (s *server) load(fd int) error {
 			l.p.sources = append(l.p.sources, &source{e: l.e, dst: os.NewFile(uintptr(l.dst), "stdin"), bar: s.bar})
 			continue
 		}
-		p := s.io.out
+		p, name := s.io.out, stdioNames[1]
 		if l.stream == int(logfile.Stderr) {
-			p = s.io.err
+			p, name = s.io.err, stdioNames[2]
 		}
-		l.p.sinks = append(l.p.sinks, attached{p, p.attach(l.e)})
+		l.p.sinks = append(l.p.sinks, attached{p, p.attach(l.e, s.loss(l.p, name))})
 	}
 	return nil
 }

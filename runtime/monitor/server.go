@@ -438,14 +438,19 @@ func (s *server) attach(p *peer, stream string, fd int) error {
 		s.bar.join()
 		go c.run(s.io)
 	case "stdout":
-		p.sinks = append(p.sinks, attached{s.io.out, s.io.out.attach(e)})
+		p.sinks = append(p.sinks, attached{s.io.out, s.io.out.attach(e, s.loss(p, stream))})
 	case "stderr":
-		p.sinks = append(p.sinks, attached{s.io.err, s.io.err.attach(e)})
+		p.sinks = append(p.sinks, attached{s.io.err, s.io.err.attach(e, s.loss(p, stream))})
 	default:
 		e.close()
 		return fail(errdefs.InvalidArgument, "there is no such stream", nil)
 	}
 	return nil
+}
+
+// loss is what tells a client that nobody reads its stream any more.
+func (s *server) loss(p *peer, stream string) func() {
+	return func() { s.tellOne(p, &message{Op: "lost", Streams: []string{stream}}) }
 }
 
 // accept takes new clients until the socket is closed.

@@ -44,6 +44,7 @@ func (b *buffer) free() { _ = unix.Munmap(b.b) }
 type sink struct {
 	e       *endpoint
 	dead    bool   // the client or its reader is gone. Only the pump and close, under pump.mu, touch dead and pending.
+	lost    func() // told when the client's reader is gone
 	pending []byte // what was read after the container's end: delivered without holding up anybody else
 }
 
@@ -218,6 +219,7 @@ func (p *pump) deliver(b []byte) {
 			}
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
 				p.drop(s)
+				s.lost()
 				break
 			}
 			p.mu.Lock()
@@ -235,8 +237,8 @@ func (p *pump) deliver(b []byte) {
 }
 
 // attach adds a client's descriptor; what is read from now on goes there, too.
-func (p *pump) attach(e *endpoint) *sink {
-	s := &sink{e: e}
+func (p *pump) attach(e *endpoint, lost func()) *sink {
+	s := &sink{e: e, lost: lost}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sinks = append(p.sinks[:len(p.sinks):len(p.sinks)], s)

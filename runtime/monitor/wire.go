@@ -23,7 +23,7 @@ const (
 //
 //	to the monitor    begin(streams) + descriptors | start | attach(streams) + descriptors | resize(width, height) |
 //	                  signal(signal) | mine | done
-//	from the monitor  hello | created(pid, warnings) | started(at, spans) | failed(error) | exited(exit) | reply(error)
+//	from the monitor  hello | created(pid, warnings) | started(at, spans) | lost(streams) | failed(error) | exited(exit) | reply(error)
 //
 // Each request but done is answered by a reply with its id. Events have no id; a client that connects late gets those
 // that have happened, after hello. "done" is said by a client that has promised to clean up and has done so.

@@ -3,7 +3,8 @@
 // A file is a row of frames; a frame is what one read of a stream returned (up to 64 KiB, so many lines share one
 // header and one time):
 //
-//	u32 magic+version | u8 stream | u8 flags | u16 reserved | i64 time (ns since 1970) | u32 length | u32 crc32c(header+payload)
+//	u32 magic+version | u8 stream | u8 flags | u16 reserved | i64 time (ns since 1970) | u32 length |
+//	u32 crc32c(header+payload)
 //	payload
 //	u32 length of the whole frame (for reading backwards)
 //

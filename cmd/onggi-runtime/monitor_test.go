@@ -105,7 +105,8 @@ func newMonitored(t testing.TB, terminal bool, uid int, args ...string) *monitor
 				t.Logf("the monitor crashed: %s", c)
 			}
 		}
-		_ = os.RemoveAll(dir)
+		// The monitor's clean-up may still be writing there.
+		m.eventually("removed", func() bool { return os.RemoveAll(dir) == nil })
 	})
 	return m
 }

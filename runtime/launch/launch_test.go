@@ -754,6 +754,35 @@ func TestErrorsNameStepAndObject(t *testing.T) {
 	}
 }
 
+// TestWhereMemfdsMayNotBeExecuted uses that vm.memfd_noexec belongs to a pid namespace.
+func TestWhereMemfdsMayNotBeExecuted(t *testing.T) {
+	h := newHost(t)
+	if testing.Short() {
+		t.Skip("builds a binary")
+	}
+	if _, err := os.Stat("/proc/sys/vm/memfd_noexec"); err != nil {
+		t.Skip("this kernel has no vm.memfd_noexec")
+	}
+	bin := filepath.Join(h.bundle, "onggi-runtime")
+	if out, err := exec.Command("go", "build", "-o", bin, "github.com/onggi/onggi/cmd/onggi-runtime").CombinedOutput(); err != nil {
+		t.Skipf("cannot build: %v %s", err, out)
+	}
+	s := h.spec("echo it runs; readlink /proc/1/exe")
+	spec, err := jsonSpec(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(h.bundle, "config.json"), spec, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	id := filepath.Base(s.Linux.CgroupsPath)
+	out, err := exec.Command("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", "echo 2 > /proc/sys/vm/memfd_noexec || exit 77; exec "+bin+" --root "+h.root+" run --bundle "+h.bundle+" "+id).CombinedOutput()
+	if err != nil || string(out) != "it runs\n/bin/busybox\n" {
+		t.Errorf("got %q (%v)", out, err)
+	}
+	h.nothingLeft(id)
+}
+
 // TestDeleteAfterKillAtEachStep kills a creator at each of its steps; delete --force must leave nothing.
 func TestDeleteAfterKillAtEachStep(t *testing.T) {
 	h := newHost(t)

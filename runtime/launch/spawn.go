@@ -26,13 +26,13 @@ func spawn(a *spawnArgs) (pid int, err error) {
 		return 0, &errdefs.Error{Op: "start", What: "the container's process", Kind: errdefs.Unsupported, Err: err}
 	}
 	exe, err := sealed(img)
-	if err != nil {
-		return 0, &errdefs.Error{Op: "seal", What: "the container's first image", Err: err}
+	if err == nil {
+		pid, err = onThread(a, exe)
+		_ = unix.Close(exe)
 	}
-	pid, err = onThread(a, exe)
-	_ = unix.Close(exe)
-	if err == unix.EACCES || err == unix.EPERM || err == unix.ENOEXEC {
-		if exe, e := unlinked(a.dir, img); e == nil {
+	if err == unix.EACCES || err == unix.EPERM || err == unix.ENOSYS { // sysctl vm.memfd_noexec, or a filter around us
+		var e error
+		if exe, e = unlinked(a.dir, img); e == nil {
 			pid, err = onThread(a, exe)
 			_ = unix.Close(exe)
 		}

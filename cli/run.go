@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/onggi/onggi/undo"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func buildRun(a *app, c *cobra.Command) {
@@ -357,6 +358,9 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r.passOn(ctx, s.Client, cancel)
+	if r.streams.out {
+		go r.watchReader()
+	}
 	if r.tty {
 		r.followSize(ctx, func(w, h uint16) { _ = s.Client.Resize(ctx, w, h) })
 	}
@@ -364,9 +368,15 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 	r.restore()
 	if err != nil {
 		if n := r.gaveUp(); n != 0 {
-			return &exit{128 + int(n), &errdefs.Error{Op: "end", What: r.name, Kind: errdefs.Canceled,
-				Why: "the container does not react to the signals and goes on running in the background",
-				Fix: "onggi kill " + shortID(s.Container.ID)}}
+			why := "the container does not react to the signals"
+			switch {
+			case n == syscall.SIGPIPE:
+				why = "nobody reads the container's output any more"
+			case !r.sigProxy:
+				why = "signals are not sent on to the container"
+			}
+			return &exit{128 + int(n), &errdefs.Error{Op: "wait for", What: r.name, Kind: errdefs.Canceled,
+				Why: why + "; it goes on running in the background", Fix: "onggi kill " + shortID(s.Container.ID)}}
 		}
 		return err
 	}
@@ -524,6 +534,26 @@ func (r *running) passOn(_ context.Context, c *monitor.Client, giveUp context.Ca
 		r.pass(n)
 	}
 	r.early = nil
+}
+
+// watchReader ends the client when the reader of its stdout has gone, as SIGPIPE ends a program that writes: `run ... | head`
+// returns. The bytes do not pass through this process, so that no write of ours would ever tell.
+func (r *running) watchReader() {
+	fds := []unix.PollFd{{Fd: int32(r.out.Fd())}} // no events: errors are always reported
+	for {
+		n, err := unix.Poll(fds, -1)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 || fds[0].Revents&unix.POLLERR == 0 {
+			return
+		}
+		break
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.caught = syscall.SIGPIPE
+	r.giveUp()
 }
 
 // gaveUp returns the signal that ended the client before the container, or 0.

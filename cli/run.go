@@ -16,7 +16,6 @@ import (
 	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/onggi/onggi/undo"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
 
 func buildRun(a *app, c *cobra.Command) {
@@ -358,9 +357,7 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r.passOn(ctx, s.Client, cancel)
-	if r.streams.out {
-		go r.watchReader()
-	}
+	go r.watchReader(ctx, s.Client)
 	if r.tty {
 		r.followSize(ctx, func(w, h uint16) { _ = s.Client.Resize(ctx, w, h) })
 	}
@@ -536,19 +533,13 @@ func (r *running) passOn(_ context.Context, c *monitor.Client, giveUp context.Ca
 	r.early = nil
 }
 
-// watchReader ends the client when the reader of its stdout has gone, as SIGPIPE ends a program that writes: `run ... | head`
-// returns. The bytes do not pass through this process, so that no write of ours would ever tell.
-func (r *running) watchReader() {
-	fds := []unix.PollFd{{Fd: int32(r.out.Fd())}} // no events: errors are always reported
-	for {
-		n, err := unix.Poll(fds, -1)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n == 0 || fds[0].Revents&unix.POLLERR == 0 {
-			return
-		}
-		break
+// watchReader ends the client when the reader of its output has gone, as SIGPIPE ends a program that writes: `run ... |
+// head` returns. The bytes do not pass through this process, so it is the monitor that notices.
+func (r *running) watchReader(ctx context.Context, c *monitor.Client) {
+	select {
+	case <-c.Broken():
+	case <-ctx.Done():
+		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

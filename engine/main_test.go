@@ -120,7 +120,7 @@ func testCLI(options string, args []string) int {
 	return 0
 }
 
-// built is the runtime binary, built once.
+// built is the runtime binary, built once; ONGGI_TEST_BIN names a directory that has it (in a guest without Go).
 var built struct {
 	once sync.Once
 	dir  string
@@ -129,6 +129,9 @@ var built struct {
 
 func runtimeBinary(t testing.TB) string {
 	t.Helper()
+	if d := os.Getenv("ONGGI_TEST_BIN"); d != "" {
+		return filepath.Join(d, "onggi-runtime")
+	}
 	built.once.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "onggi-engine-test-"); built.err != nil {
 			return

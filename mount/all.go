@@ -184,6 +184,9 @@ func detached(m *Mount) (int, error) {
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
+		if typ == "overlay" && err == unix.EINVAL {
+			return -1, errLegacy // before 6.5 the options are only gathered, and "lowerdir+" is refused here
+		}
 		return -1, err
 	}
 	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(attr))

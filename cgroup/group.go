@@ -92,7 +92,13 @@ func cleanPath(path string) (string, error) {
 // that exists and has processes is an error of kind Conflict; an empty one is taken over. A hierarchy that cannot be
 // written is left out (Skipped); when none can, that is an error of kind Forbidden. On failure nothing stays but what
 // was there before.
-func Create(l *Layout, path string) (g *Group, err error) {
+func Create(l *Layout, path string) (g *Group, err error) { return CreateFrom(l, path, nil) }
+
+// CreateFrom is Create that makes the cgroup2 directory first, if the layout has one, and hands it to born (nil when
+// there is none or it cannot be written) before it makes the others: a process may be cloned into it meanwhile. The
+// directory belongs to the group. When a later step fails, a directory in which a process lives already stays: the
+// caller ends the process and removes the group by Open.
+func CreateFrom(l *Layout, path string, born func(dir *os.File)) (g *Group, err error) {
 	clean, err := cleanPath(path)
 	if err != nil {
 		return nil, err
@@ -107,10 +113,25 @@ func Create(l *Layout, path string) (g *Group, err error) {
 		}
 	}()
 	usable := 0
+	order := make([]int, 0, len(l.hierarchies)) // cgroup2 first
 	for i := range l.hierarchies {
+		if l.hierarchies[i].v2 {
+			order = append(order, i)
+		}
+	}
+	for i := range l.hierarchies {
+		if !l.hierarchies[i].v2 {
+			order = append(order, i)
+		}
+		g.dirs[i] = dir{h: &l.hierarchies[i], fd: -1}
+	}
+	for _, i := range order {
 		h := &l.hierarchies[i]
+		if born != nil && !h.v2 {
+			born(g.Dir())
+			born = nil
+		}
 		d := &g.dirs[i]
-		*d = dir{h: h, fd: -1}
 		rel, err := h.place(clean)
 		if err != nil {
 			d.why = err
@@ -133,6 +154,9 @@ func Create(l *Layout, path string) (g *Group, err error) {
 			return nil, err
 		}
 		usable++
+	}
+	if born != nil {
+		born(g.Dir())
 	}
 	if usable == 0 {
 		var whys []error

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path"
+	"sort"
 	"strconv"
 	"time"
 
@@ -39,6 +40,9 @@ type creation struct {
 	groupErr  error
 	groupOnce bool
 	groupPath string
+	early     bool          // the image is started while its group is being made
+	born      chan *os.File // the group's cgroup2 directory, as soon as it is there
+	isBorn    bool
 	dry       bool        // only the plan is wanted
 	treeFDs   map[int]int // index in spec.Mounts -> prepared tree
 }
@@ -66,14 +70,21 @@ func Create(ctx context.Context, o Options) (_ *Container, err error) {
 	if err := steps.Do("plan", k.compile, nil); err != nil {
 		return nil, err
 	}
-	if err := steps.Do("cgroup", k.waitGroup, nil); err != nil {
-		return nil, err
+	if !k.early {
+		if err := steps.Do("cgroup", k.waitGroup, nil); err != nil {
+			return nil, err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if err := steps.Do("process", k.spawn, k.c.kill); err != nil {
 		return nil, err
+	}
+	if k.early {
+		if err := steps.Do("cgroup", k.waitGroup, nil); err != nil {
+			return nil, err
+		}
 	}
 	if err := steps.Do("identity", k.identity, nil); err != nil {
 		return nil, err
@@ -130,6 +141,7 @@ func (k *creation) load() (err error) {
 	if k.groupPath == "" {
 		k.groupPath = "/" + k.ID
 	}
+	k.early = path.IsAbs(k.groupPath) && !k.specJoinsUser()
 	return nil
 }
 
@@ -171,9 +183,15 @@ func (k *creation) record() error {
 // startGroup makes the control group while the plan is compiled.
 func (k *creation) startGroup(steps *undo.Stack) {
 	k.grouped = make(chan error, 1)
+	k.born = make(chan *os.File, 1)
 	done := make(chan struct{})
 	steps.Push("create.cgroup", func() error {
 		<-done
+		if k.group == nil && k.isBorn { // its making failed while the process, which is gone by now, lived in it
+			if l, err := layout(); err == nil {
+				k.group, _ = cgroup.Open(l, k.groupPath)
+			}
+		}
 		if k.group == nil {
 			return nil
 		}
@@ -182,6 +200,7 @@ func (k *creation) startGroup(steps *undo.Stack) {
 	})
 	go func() {
 		k.grouped <- k.makeGroup()
+		close(k.born)
 		close(done)
 	}()
 }
@@ -191,7 +210,10 @@ func (k *creation) makeGroup() error {
 	if err != nil {
 		return err
 	}
-	g, err := cgroup.Create(l, k.groupPath)
+	g, err := cgroup.CreateFrom(l, k.groupPath, func(dir *os.File) {
+		k.isBorn = dir != nil
+		k.born <- dir
+	})
 	if err != nil {
 		return err
 	}
@@ -338,7 +360,13 @@ func (k *creation) compile() error {
 		f.Join = append(f.Join, plan.Join{Type: j.Type, FD: next})
 		next++
 	}
-	if !l.V2 { // their number is known before they are: one for each hierarchy
+	switch {
+	case k.early:
+		for _, dir := range dirs {
+			k.in.TaskFiles = append(k.in.TaskFiles, dir+"/tasks")
+		}
+		sort.Strings(k.in.TaskFiles)
+	case !l.V2: // their number is known before they are: one for each hierarchy
 		for range distinct(l.Controllers) {
 			f.Tasks = append(f.Tasks, next)
 			next++
@@ -440,9 +468,16 @@ func (k *creation) spawn() error {
 			fds = append(fds, j.FD)
 		}
 	}
-	tasks, err := k.group.Tasks()
-	if err != nil {
-		return err
+	var tasks []*os.File
+	if !k.early {
+		var err error
+		if tasks, err = k.group.Tasks(); err != nil {
+			return err
+		}
+	}
+	dir, ok := <-k.born
+	if !ok { // the group's making failed before
+		return k.waitGroup()
 	}
 	for i := range k.in.Fds.Tasks { // a hierarchy that the group was left out of is joined by writing to /dev/null
 		if i < len(tasks) {
@@ -460,11 +495,12 @@ func (k *creation) spawn() error {
 			fds = append(fds, fd)
 		}
 	}
-	if d := k.group.Dir(); d != nil {
-		a.cgroup = int(d.Fd())
+	if dir != nil {
+		a.cgroup = int(dir.Fd())
 	}
 	a.fds = fds
-	k.c.pid, err = spawn(a)
+	pid, err := spawn(a)
+	k.c.pid = pid
 	return err
 }
 
@@ -585,6 +621,15 @@ func (k *creation) closeChildEnds() {
 		_ = unix.Close(fd)
 	}
 	k.closers = nil
+}
+
+func (k *creation) specJoinsUser() bool {
+	for _, n := range k.spec.Linux.Namespaces {
+		if n.Type == runspec.UserNamespace {
+			return true
+		}
+	}
+	return false
 }
 
 func (k *creation) joinsUser() bool {

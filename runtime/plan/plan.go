@@ -54,8 +54,11 @@ type Input struct {
 	Rootfs []mount.Mount // made inside the container's mount namespace
 	Facts  Facts
 	Fds    Fds
-	Home   string           // value of HOME when the environment has none
-	Filter *seccomp.Program // compiled already; nil: compiled here
+	Home   string // value of HOME when the environment has none
+	// TaskFiles are v1 tasks files that the image opens itself, once it is told that the group is made: the group is
+	// made while the image mounts. Fds.Tasks is for those that it may not open (user namespaces).
+	TaskFiles []string
+	Filter    *seccomp.Program // compiled already; nil: compiled here
 
 	Init         bool
 	Replica      bool // descriptor 0 is a terminal made by the caller

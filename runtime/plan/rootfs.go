@@ -571,6 +571,15 @@ func (c *compiler) joinGroup() {
 	for _, fd := range c.in.Fds.Tasks {
 		c.op(unix.SYS_WRITE, "join", "control group", num(fd), c.s("0"), num(1))
 	}
+	for _, f := range c.in.TaskFiles {
+		fd := c.cell()
+		c.op(unix.SYS_OPENAT, "open", f, num(unix.AT_FDCWD), c.s(f), num(unix.O_WRONLY|unix.O_CLOEXEC), num(0)).Dst = uint64(fd)
+		out := len(c.ops) - 1
+		c.ops[out].ErrMask = errnos(int(unix.ENOENT)) // a hierarchy that the group was left out of
+		c.op(unix.SYS_WRITE, "join", "control group "+f, fd.get(), c.s("0"), num(1))
+		c.op(unix.SYS_CLOSE, "close", f, fd.get())
+		c.land(out)
+	}
 	if c.newCgns {
 		c.op(unix.SYS_UNSHARE, "make", "cgroup namespace", num(unix.CLONE_NEWCGROUP))
 	}

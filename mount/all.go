@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/pathrs"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,8 +68,7 @@ func openTarget(root, sub string) (int, error) {
 		return dir, err
 	}
 	defer unix.Close(dir) //nolint:errcheck // a handle
-	return unix.Openat2(dir, strings.TrimPrefix(path.Clean("/"+sub), "/"), &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	return pathrs.Openat2(dir, strings.TrimPrefix(path.Clean("/"+sub), "/"), unix.O_PATH, 0, pathrs.InRoot)
 }
 
 func unmountAt(root, sub string) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/onggi/onggi/undo"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func buildRun(a *app, c *cobra.Command) {
@@ -367,6 +368,8 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 		if n := r.gaveUp(); n != 0 {
 			why := "the container does not react to the signals"
 			switch {
+			case n == syscall.SIGPIPE && r.lost(s.Client):
+				why = "the container's output cannot be written where it was sent to (is the disk full?)"
 			case n == syscall.SIGPIPE:
 				why = "nobody reads the container's output any more"
 			case !r.sigProxy:
@@ -382,6 +385,14 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 	}
 	if x.Error != "" {
 		r.report(&errdefs.Error{Op: "run", What: r.name, Why: x.Error})
+	}
+	if r.lost(s.Client) {
+		err := &errdefs.Error{Op: "write", What: "the output of " + r.name, Kind: errdefs.NoSpace,
+			Why: "some of it could not be written where it was sent to", Fix: "look at the space that is left there"}
+		if x.Code == 0 {
+			return err // success with half of the output is none
+		}
+		r.report(err)
 	}
 	if x.Code != 0 {
 		return &exit{code: x.Code}
@@ -533,11 +544,17 @@ func (r *running) passOn(_ context.Context, c *monitor.Client, giveUp context.Ca
 	r.early = nil
 }
 
-// watchReader ends the client when the reader of its output has gone, as SIGPIPE ends a program that writes: `run ... |
-// head` returns. The bytes do not pass through this process, so it is the monitor that notices.
+// watchReader ends the client when its output cannot be written any more, as SIGPIPE ends a program that writes: `run ... |
+// head` returns. The bytes do not pass through this process, so it is the monitor that notices. A container that ends by
+// itself is waited for a moment: its exit code says more.
 func (r *running) watchReader(ctx context.Context, c *monitor.Client) {
 	select {
 	case <-c.Broken():
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-time.After(300 * time.Millisecond):
 	case <-ctx.Done():
 		return
 	}
@@ -545,6 +562,22 @@ func (r *running) watchReader(ctx context.Context, c *monitor.Client) {
 	defer r.mu.Unlock()
 	r.caught = syscall.SIGPIPE
 	r.giveUp()
+}
+
+// lost reports whether output was lost for another reason than that its reader had enough: a full disk, an I/O error.
+func (r *running) lost(c *monitor.Client) bool {
+	select {
+	case <-c.Broken():
+	default:
+		return false
+	}
+	for _, f := range []*os.File{r.out, r.err} {
+		fds := []unix.PollFd{{Fd: int32(f.Fd())}} // no events: errors are always reported
+		if n, err := unix.Poll(fds, 0); err == nil && n > 0 && fds[0].Revents&unix.POLLERR != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // gaveUp returns the signal that ended the client before the container, or 0.

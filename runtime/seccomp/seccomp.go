@@ -63,7 +63,12 @@ type arch struct {
 	big    bool   // big endian
 }
 
-const x32Column = 2
+const (
+	x86Column     = 1
+	x32Column     = 2
+	ppc64leColumn = 6
+	s390xColumn   = 7
+)
 
 var arches = [...]arch{
 	{runspec.ArchX86_64, unix.AUDIT_ARCH_X86_64, 0, false, false},
@@ -101,24 +106,24 @@ type call struct {
 func Compile(p *runspec.LinuxSeccomp) (*Program, error) {
 	out := &Program{}
 	var err error
-	if out.Flags, err = flags(p.Flags, p.Flags == nil); err != nil {
-		return nil, err
-	}
 	def, err := action("defaultAction", p.DefaultAction, p.DefaultErrnoRet, out)
 	if err != nil {
 		return nil, err
 	}
+	if out.Notify {
+		return nil, bad("defaultAction", "SCMP_ACT_NOTIFY for every call would stop the process before anybody can listen")
+	}
 	for i := range p.Syscalls {
 		if len(p.Syscalls[i].Names) == 0 {
-			return nil, bad("syscalls", "a rule names no system call")
+			return nil, bad(fmt.Sprintf("syscalls[%d].names", i), "a rule names no system call")
 		}
-		for _, a := range p.Syscalls[i].Args {
+		for j, a := range p.Syscalls[i].Args {
 			if a.Index > 5 {
-				return nil, bad("syscalls.args.index", fmt.Sprintf("%d: a system call has six arguments", a.Index))
+				return nil, bad(fmt.Sprintf("syscalls[%d].args[%d].index", i, j), fmt.Sprintf("%d: a system call has six arguments", a.Index))
 			}
 			if !slices.Contains([]runspec.LinuxSeccompOperator{runspec.OpNotEqual, runspec.OpLessThan, runspec.OpLessEqual, runspec.OpEqualTo,
 				runspec.OpGreaterEqual, runspec.OpGreaterThan, runspec.OpMaskedEqual}, a.Op) {
-				return nil, bad("syscalls.args.op", fmt.Sprintf("there is no operator %q", a.Op))
+				return nil, bad(fmt.Sprintf("syscalls[%d].args[%d].op", i, j), fmt.Sprintf("there is no operator %q", a.Op))
 			}
 		}
 	}
@@ -149,12 +154,19 @@ func Compile(p *runspec.LinuxSeccomp) (*Program, error) {
 		s := &p.Syscalls[i]
 		act, err := action("syscalls.action", s.Action, s.ErrnoRet, out)
 		if err != nil {
+			errdefs.As(err).What = fmt.Sprintf("linux.seccomp.syscalls[%d].action", i)
 			return nil, err
+		}
+		if act == unix.SECCOMP_RET_USER_NOTIF && slices.Contains(s.Names, "write") {
+			// The runtime hands the listener on by a write: the process would wait for itself.
+			return nil, bad(fmt.Sprintf("syscalls[%d].action", i), `SCMP_ACT_NOTIFY cannot be used for "write"`)
 		}
 		if !slices.Contains(actions, act) {
 			actions = append(actions, act)
 		}
-		policies[i] = policy{plain: len(s.Args) == 0, action: act, rules: alternatives(s.Args, act)}
+		if act != def {
+			policies[i] = policy{plain: len(s.Args) == 0, action: act, rules: alternatives(s.Args, act)}
+		} // else it says nothing but that the call is known, as runc has it: no rule beside it loses to it
 		for _, name := range s.Names {
 			n, ok := find(name)
 			known := false
@@ -163,11 +175,24 @@ func Compile(p *runspec.LinuxSeccomp) (*Program, error) {
 					known = true
 					tables[c] = append(tables[c], call{uint32(n[c]), int32(i)})
 				}
+				carrier, number := carrierOf(name, c)
+				if carrier == "" {
+					continue
+				}
+				known = true
+				if into, ok := find(carrier); ok && into[c] >= 0 && act != def && (len(s.Args) == 0 || int32(act) < int32(def)) {
+					tables[c] = append(tables[c], call{uint32(into[c]), int32(len(policies))})
+					policies = append(policies, policy{rules: []rule{{[]runspec.LinuxSeccompArg{{Op: runspec.OpEqualTo, Value: number}}, act}}})
+				}
 			}
 			if !known && !slices.Contains(out.Unknown, name) {
 				out.Unknown = append(out.Unknown, name)
 			}
 		}
+	}
+
+	if out.Flags, err = flags(p.Flags, out.Notify); err != nil {
+		return nil, err
 	}
 
 	code := make([]Instruction, 0, 1024)
@@ -203,21 +228,54 @@ func bad(field, why string) error {
 	return &errdefs.Error{Op: "compile", What: "linux.seccomp." + field, Kind: errdefs.InvalidArgument, Why: why, Fix: "correct the profile"}
 }
 
+// carrierOf says in which call another one is carried, and by which number in its first argument: socketcall(2) and
+// ipc(2) of the older architectures. A rule for "connect" speaks for both ways, else a profile that denies it would be
+// passed by. The call's own arguments are behind a pointer there, where no filter can look: a rule that looks at them is
+// left out when it would permit more than the default, and holds for every call when it would permit less.
+func carrierOf(name string, column int) (carrier string, number uint64) {
+	if column != x86Column && column != ppc64leColumn && column != s390xColumn {
+		return "", 0
+	}
+	for i, list := range [...][]string{inSocketcall[:], inIPC[:]} {
+		for n, c := range list {
+			if c == name {
+				return [...]string{"socketcall", "ipc"}[i], uint64(n)
+			}
+		}
+	}
+	return "", 0
+}
+
+// The calls inside socketcall (linux/net.h) and ipc (linux/ipc.h), by their number there. "-" is none.
+var inSocketcall = [...]string{"-", "socket", "bind", "connect", "listen", "accept", "getsockname", "getpeername", "socketpair", "send", "recv",
+	"sendto", "recvfrom", "shutdown", "setsockopt", "getsockopt", "sendmsg", "recvmsg", "accept4", "recvmmsg", "sendmmsg"}
+
+var inIPC = [...]string{"-", "semop", "semget", "semctl", "semtimedop", "-", "-", "-", "-", "-", "-", "msgsnd", "msgrcv", "msgget", "msgctl",
+	"-", "-", "-", "-", "-", "-", "shmat", "shmdt", "shmget", "shmctl"}
+
 // flags: none given means SPEC_ALLOW, as runc's default: the filter does not slow the container down by itself.
-func flags(names []runspec.LinuxSeccompFlag, none bool) (f uint32, err error) {
-	if none {
-		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
+func flags(names []runspec.LinuxSeccompFlag, notify bool) (f uint32, err error) {
+	if notify {
+		f = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+	}
+	if names == nil {
+		return f | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
 	}
 	for _, n := range names {
 		switch n {
 		case "SECCOMP_FILTER_FLAG_TSYNC":
 			f |= unix.SECCOMP_FILTER_FLAG_TSYNC
+			if notify {
+				f |= unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH // the kernel takes the two together only so (Linux 5.7)
+			}
 		case runspec.LinuxSeccompFlagLog:
 			f |= unix.SECCOMP_FILTER_FLAG_LOG
 		case runspec.LinuxSeccompFlagSpecAllow:
 			f |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
 		case runspec.LinuxSeccompFlagWaitKillableRecv:
-			f |= unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+			if notify { // it says how a notified call waits, and the kernel refuses it where none is
+				f |= unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+			}
 		default:
 			return 0, bad("flags", fmt.Sprintf("there is no flag %q", n))
 		}
@@ -261,10 +319,13 @@ func action(field string, a runspec.LinuxSeccompAction, errnoRet *uint, out *Pro
 
 func isErrno(a uint32) bool { return a&unix.SECCOMP_RET_ACTION_FULL == unix.SECCOMP_RET_ERRNO }
 
-// listedArches resolves the names; none means the one that this program was built for.
+// listedArches resolves the names. The one that this program was built for is always among them, as with libseccomp:
+// a filter without it would kill its own process at once.
 func listedArches(names []runspec.Arch) (listed []arch, x32 bool, err error) {
-	if len(names) == 0 {
-		names = []runspec.Arch{nativeArch}
+	for _, a := range arches {
+		if a.name == nativeArch {
+			listed = append(listed, a)
+		}
 	}
 	for _, n := range names {
 		if n == runspec.ArchX32 {
@@ -391,7 +452,7 @@ func (g *generator) leaves(calls []call, base uint32) []leaf {
 	return out
 }
 
-// decide is the code for one syscall.
+// decide is the code for one syscall. Entries with the default action have neither a plain rule nor others.
 func (g *generator) decide(calls []call) int32 {
 	var rules []rule
 	for _, c := range calls {
@@ -400,6 +461,9 @@ func (g *generator) decide(calls []call) int32 {
 			return g.ret(p.action)
 		}
 		rules = append(rules, p.rules...)
+	}
+	if len(rules) == 0 {
+		return g.ret(g.def)
 	}
 	var code []Instruction
 	for i := 0; i < len(rules); {

@@ -199,6 +199,21 @@ func TestSameAsLibseccomp(t *testing.T) {
 		"without x32":        with(x86[:2], runspec.ActAllow, runspec.LinuxSyscall{Names: []string{"write"}, Action: runspec.ActKillProcess}),
 		"unconditional wins": with(x86[:1], runspec.ActKillProcess, one(runspec.OpEqualTo, 5, 0), runspec.LinuxSyscall{Names: []string{"lseek"}, Action: runspec.ActAllow}),
 	}
+	act := func(a runspec.LinuxSeccompAction, names string, args ...runspec.LinuxSeccompArg) runspec.LinuxSyscall {
+		return runspec.LinuxSyscall{Names: strings.Fields(names), Action: a, Args: args}
+	}
+	arg := func(i uint, op runspec.LinuxSeccompOperator, v uint64) runspec.LinuxSeccompArg {
+		return runspec.LinuxSeccompArg{Index: i, Op: op, Value: v}
+	}
+	cases["calls inside socketcall and ipc"] = with(x86[:2], runspec.ActErrno, act(runspec.ActAllow, "socket bind connect accept4 sendto recvmsg semget shmat msgsnd"))
+	cases["calls denied inside socketcall and ipc"] = with(x86[:2], runspec.ActAllow, act(runspec.ActKillProcess, "socket connect shmat"))
+	cases["the default's own action"] = with(x86, runspec.ActErrno, act(runspec.ActErrno, "lseek read"), act(runspec.ActAllow, "lseek", arg(0, runspec.OpEqualTo, 3)),
+		act(runspec.ActAllow, "read"), act(runspec.ActErrno, "write", arg(0, runspec.OpEqualTo, 1)), act(runspec.ActAllow, "write", arg(0, runspec.OpLessThan, 3)))
+	cases["native is always there"] = with(x86[1:2], runspec.ActErrno, act(runspec.ActAllow, "read"))
+	cases["one argument twice"] = with(x86, runspec.ActErrno, act(runspec.ActAllow, "fcntl", arg(1, runspec.OpGreaterEqual, 7), arg(1, runspec.OpEqualTo, 1)))
+	cases["three arguments"] = with(x86, runspec.ActErrno, act(runspec.ActAllow, "ioctl", arg(1, runspec.OpLessEqual, 0x5401), arg(2, runspec.OpNotEqual, 10), arg(0, runspec.OpLessThan, 3)))
+	cases["every action"] = with(x86, runspec.ActTrap, act(runspec.ActKill, "read"), act(runspec.ActKillThread, "write"), act(runspec.ActKillProcess, "open"),
+		act(runspec.ActTrap, "close"), act(runspec.ActErrno, "stat"), act(runspec.ActTrace, "fstat"), act(runspec.ActLog, "poll"), act(runspec.ActAllow, "lseek exit_group"))
 	d := profile(t, "CAP_CHOWN")
 	d.Architectures = arm
 	cases["docker on arm"] = d
@@ -308,8 +323,8 @@ func TestErrors(t *testing.T) {
 		{"defaultAction", errdefs.InvalidArgument, runspec.LinuxSeccomp{}},
 		{"defaultAction", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, DefaultErrnoRet: &e}},
 		{"architecture", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Architectures: []runspec.Arch{"VAX"}}},
-		{"X32 needs", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Architectures: []runspec.Arch{runspec.ArchX32}}},
-		{"no table", errdefs.Unsupported, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Architectures: []runspec.Arch{runspec.ArchMIPS}}},
+		{"defaultAction", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActNotify}},
+		{"syscalls[0].action", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Syscalls: []runspec.LinuxSyscall{{Names: []string{"write"}, Action: runspec.ActNotify}}}},
 		{"flag", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Flags: []runspec.LinuxSeccompFlag{"X"}}},
 		{"action", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Syscalls: []runspec.LinuxSyscall{{Names: []string{"read"}, Action: "X"}}}},
 		{"no system call", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Syscalls: []runspec.LinuxSyscall{{Action: runspec.ActTrap}}}},
@@ -331,7 +346,7 @@ func TestErrors(t *testing.T) {
 		t.Errorf("a filter that is too long: %v", err)
 	}
 	p, err := Compile(&runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Syscalls: []runspec.LinuxSyscall{{Names: []string{"frobnicate", "read"}, Action: runspec.ActNotify}}})
-	if err != nil || !p.Notify || len(p.Unknown) != 1 || p.Unknown[0] != "frobnicate" || p.Flags != unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW {
+	if err != nil || !p.Notify || len(p.Unknown) != 1 || p.Unknown[0] != "frobnicate" || p.Flags != unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER {
 		t.Errorf("got %+v, %v", p, err)
 	}
 }

@@ -114,8 +114,12 @@ func TestManifestOf(t *testing.T) {
 		b    []byte
 		want digest.Digest
 	}{
-		{pack("index.json", `{"manifests":[{"digest":"`+d.String()+`"}]}`), d}, {pack("other", "{}"), ""}, {pack("index.json", "{}"), ""},
-		{pack("index.json", "no"), ""}, {[]byte("no archive"), ""}, {nil, ""},
+		{pack("index.json", `{"manifests":[{"digest":"`+d.String()+`"}]}`), d},
+		{pack("other", "{}"), ""},
+		{pack("index.json", "{}"), ""},
+		{pack("index.json", "no"), ""},
+		{[]byte("no archive"), ""},
+		{nil, ""},
 	} {
 		if got := manifestOf(bytes.NewReader(c.b)); got != c.want {
 			t.Errorf("manifestOf = %q, want %q", got, c.want)

@@ -79,8 +79,10 @@ user, environment and limits unless flags say otherwise. The exit code is the co
 		a.debugf("exec %v", quoteAll(argv))
 		// Nothing is left to be done here: the runtime takes this process, its streams, its signals and its exit code.
 		err = syscall.Exec(argv[0], argv, os.Environ())
-		return exitWith(&errdefs.Error{Op: "execute", What: argv[0], Kind: errdefs.Internal,
-			Why: "the runtime cannot be started", Fix: "check that onggi-runtime lies beside onggi and can be executed", Err: err})
+		return exitWith(&errdefs.Error{
+			Op: "execute", What: argv[0], Kind: errdefs.Internal,
+			Why: "the runtime cannot be started", Fix: "check that onggi-runtime lies beside onggi and can be executed", Err: err,
+		})
 	}
 }
 

@@ -198,11 +198,26 @@ func (f *containerFlags) config(image string, args []string, given func(string) 
 // names refuses values that are given and empty, where empty means nothing.
 func (f *containerFlags) names(given func(string) bool) error {
 	for _, x := range []struct{ flag, value string }{
-		{"name", f.name}, {"hostname", f.hostname}, {"workdir", f.workdir}, {"user", f.user}, {"memory", f.memory},
-		{"memory-swap", f.memorySwap}, {"cpus", f.cpus}, {"cpu-shares", f.cpuShares}, {"cpuset-cpus", f.cpusetCPUs},
-		{"pids-limit", f.pidsLimit}, {"oom-score-adj", f.oomScore}, {"shm-size", f.shmSize}, {"network", f.network},
-		{"stop-signal", f.stopSignal}, {"stop-timeout", f.stopTimeout}, {"pull", f.pull}, {"platform", f.platform},
-		{"runtime", f.runtime}, {"log-driver", f.logDriver}, {"cidfile", f.cidfile},
+		{"name", f.name},
+		{"hostname", f.hostname},
+		{"workdir", f.workdir},
+		{"user", f.user},
+		{"memory", f.memory},
+		{"memory-swap", f.memorySwap},
+		{"cpus", f.cpus},
+		{"cpu-shares", f.cpuShares},
+		{"cpuset-cpus", f.cpusetCPUs},
+		{"pids-limit", f.pidsLimit},
+		{"oom-score-adj", f.oomScore},
+		{"shm-size", f.shmSize},
+		{"network", f.network},
+		{"stop-signal", f.stopSignal},
+		{"stop-timeout", f.stopTimeout},
+		{"pull", f.pull},
+		{"platform", f.platform},
+		{"runtime", f.runtime},
+		{"log-driver", f.logDriver},
+		{"cidfile", f.cidfile},
 	} {
 		if given(x.flag) && x.value == "" {
 			return reading("--"+x.flag, "", errorText("the value is empty"))
@@ -328,8 +343,10 @@ func (f *containerFlags) files(c *engine.Config, _ func(string) bool) error {
 	if len(f.volume)+len(f.mount) > 0 {
 		var err error
 		if cwd, err = os.Getwd(); err != nil {
-			return &exit{125, &errdefs.Error{Op: "find", What: "the working directory", Kind: errdefs.NotFound, Err: err,
-				Why: "relative paths of -v and --mount begin there", Fix: "cd to a directory that exists"}}
+			return &exit{125, &errdefs.Error{
+				Op: "find", What: "the working directory", Kind: errdefs.NotFound, Err: err,
+				Why: "relative paths of -v and --mount begin there", Fix: "cd to a directory that exists",
+			}}
 		}
 	}
 	taken := make(map[string]string)
@@ -410,7 +427,8 @@ func (f *containerFlags) connect(c *engine.Config, _ func(string) bool) error {
 	if len(ports) > 0 && c.Network != "bridge" {
 		return reading("--publish", strings.Join(f.publish, " "), &errdefs.Error{
 			Why: "with --network " + c.Network + " there is no network of its own whose ports could be published",
-			Fix: "leave -p out, or use --network bridge"})
+			Fix: "leave -p out, or use --network bridge",
+		})
 	}
 	c.Ports = ports
 	for _, s := range f.dns {

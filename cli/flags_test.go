@@ -59,12 +59,14 @@ func TestFlagsBecomeConfig(t *testing.T) {
 			c.Labels = map[string]string{"a": "b", "c": ""}
 		})},
 		{"--entrypoint= img", base(func(c *engine.Config) { c.EntrypointSet = true })},
-		{"-m 512m --memory-swap -1 --cpus 1.5 -c 512 --cpuset-cpus 0 --pids-limit -1 --oom-score-adj -5 --shm-size 1g --ulimit nofile=1:2 --sysctl net.x=1=2 img",
+		{
+			"-m 512m --memory-swap -1 --cpus 1.5 -c 512 --cpuset-cpus 0 --pids-limit -1 --oom-score-adj -5 --shm-size 1g --ulimit nofile=1:2 --sysctl net.x=1=2 img",
 			base(func(c *engine.Config) {
 				c.Memory, c.MemorySwap, c.NanoCPUs, c.CPUShares, c.CpusetCpus, c.PidsLimit, c.OomScoreAdj, c.ShmSize = 512<<20, -1, 15e8, 512, "0", -1, &adj, 1<<30
 				c.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: 1, Hard: 2}}
 				c.Sysctls = map[string]string{"net.x": "1=2"}
-			})},
+			}),
+		},
 		{"--read-only -v d1:/a --mount type=bind,source=/s,target=/b --tmpfs /c --device /dev/null img", base(func(c *engine.Config) {
 			c.ReadOnly = true
 			c.Mounts = []spec.Mount{{Type: "volume", Source: "d1", Target: "/a"}, {Type: "bind", Source: "/s", Target: "/b"}, {Type: "tmpfs", Target: "/c"}}
@@ -112,18 +114,49 @@ func TestPortsBecomeConfig(t *testing.T) {
 // the fix.
 func TestBadValues(t *testing.T) {
 	for _, c := range []struct{ args, names string }{
-		{"--memory 0 img", "--memory=0"}, {"--memory -1 img", "--memory=-1"}, {"--memory 9999999999999999p img", "--memory="}, {"--memory= img", "--memory="},
-		{"--memory-swap x img", "--memory-swap=x"}, {"--cpus 0 img", "--cpus=0"}, {"--cpus many img", "--cpus=many"}, {"--cpu-shares 1 img", "--cpu-shares=1"},
-		{"--cpuset-cpus 3-1 img", "--cpuset-cpus=3-1"}, {"--pids-limit 0 img", "--pids-limit=0"}, {"--pids-limit x img", "--pids-limit=x"},
-		{"--ulimit files=1 img", "--ulimit=files=1"}, {"--ulimit nofile=1 --ulimit nofile=2 img", "--ulimit=nofile=2"}, {"--oom-score-adj 1001 img", "--oom-score-adj=1001"},
-		{"--shm-size 0 img", "--shm-size=0"}, {"-v a img", "--volume=a"}, {"-v /a:/b -v /c:/b img", "--volume=/c:/b"}, {"--mount type=x img", "--mount=type=x"},
-		{"--tmpfs a img", "--tmpfs=a"}, {"--device a img", "--device=a"}, {"--security-opt foo img", "--security-opt=foo"},
-		{"--security-opt seccomp=/no/such/file img", "seccomp=/no/such/file"}, {"--sysctl a img", "--sysctl=a"}, {"--network moon img", "--network=moon"},
-		{"-p 99999:1 img", "99999:1"}, {"-p 80:80 --network host img", "--publish=80:80"}, {"--dns moon img", "--dns=moon"}, {"--add-host a img", "--add-host=a"},
-		{"--env =x img", "--env==x"}, {"--env-file /no/such/file img", "--env-file=/no/such/file"}, {"--label =x img", "--label==x"},
-		{"--stop-signal HUPP img", "HUPP"}, {"--stop-timeout -2 img", "--stop-timeout=-2"}, {"--pull sometimes img", "--pull=sometimes"}, {"--platform vax img", "--platform=vax"},
-		{"--log-driver syslog img", "--log-driver=syslog"}, {"--log-opt a=b img", "--log-opt=a=b"}, {"--log-driver none --log-opt max-size=1m img", "--log-opt="},
-		{"--name= img", "--name="}, {"--hostname= img", "--hostname="}, {"--user= img", "--user="}, {"--cidfile= img", "--cidfile="}, {"--group-add= img", "--group-add="},
+		{"--memory 0 img", "--memory=0"},
+		{"--memory -1 img", "--memory=-1"},
+		{"--memory 9999999999999999p img", "--memory="},
+		{"--memory= img", "--memory="},
+		{"--memory-swap x img", "--memory-swap=x"},
+		{"--cpus 0 img", "--cpus=0"},
+		{"--cpus many img", "--cpus=many"},
+		{"--cpu-shares 1 img", "--cpu-shares=1"},
+		{"--cpuset-cpus 3-1 img", "--cpuset-cpus=3-1"},
+		{"--pids-limit 0 img", "--pids-limit=0"},
+		{"--pids-limit x img", "--pids-limit=x"},
+		{"--ulimit files=1 img", "--ulimit=files=1"},
+		{"--ulimit nofile=1 --ulimit nofile=2 img", "--ulimit=nofile=2"},
+		{"--oom-score-adj 1001 img", "--oom-score-adj=1001"},
+		{"--shm-size 0 img", "--shm-size=0"},
+		{"-v a img", "--volume=a"},
+		{"-v /a:/b -v /c:/b img", "--volume=/c:/b"},
+		{"--mount type=x img", "--mount=type=x"},
+		{"--tmpfs a img", "--tmpfs=a"},
+		{"--device a img", "--device=a"},
+		{"--security-opt foo img", "--security-opt=foo"},
+		{"--security-opt seccomp=/no/such/file img", "seccomp=/no/such/file"},
+		{"--sysctl a img", "--sysctl=a"},
+		{"--network moon img", "--network=moon"},
+		{"-p 99999:1 img", "99999:1"},
+		{"-p 80:80 --network host img", "--publish=80:80"},
+		{"--dns moon img", "--dns=moon"},
+		{"--add-host a img", "--add-host=a"},
+		{"--env =x img", "--env==x"},
+		{"--env-file /no/such/file img", "--env-file=/no/such/file"},
+		{"--label =x img", "--label==x"},
+		{"--stop-signal HUPP img", "HUPP"},
+		{"--stop-timeout -2 img", "--stop-timeout=-2"},
+		{"--pull sometimes img", "--pull=sometimes"},
+		{"--platform vax img", "--platform=vax"},
+		{"--log-driver syslog img", "--log-driver=syslog"},
+		{"--log-opt a=b img", "--log-opt=a=b"},
+		{"--log-driver none --log-opt max-size=1m img", "--log-opt="},
+		{"--name= img", "--name="},
+		{"--hostname= img", "--hostname="},
+		{"--user= img", "--user="},
+		{"--cidfile= img", "--cidfile="},
+		{"--group-add= img", "--group-add="},
 	} {
 		_, err := parse(t, strings.Fields(c.args)...)
 		if err == nil {
@@ -148,8 +181,10 @@ func TestAttached(t *testing.T) {
 		f    containerFlags
 		want streams
 	}{
-		{containerFlags{}, streams{out: true, err: true}}, {containerFlags{interactive: true}, streams{true, true, true}},
-		{containerFlags{attach: []string{"stdout"}, interactive: true}, streams{out: true}}, {containerFlags{attach: []string{"STDIN", "stderr"}}, streams{in: true, err: true}},
+		{containerFlags{}, streams{out: true, err: true}},
+		{containerFlags{interactive: true}, streams{true, true, true}},
+		{containerFlags{attach: []string{"stdout"}, interactive: true}, streams{out: true}},
+		{containerFlags{attach: []string{"STDIN", "stderr"}}, streams{in: true, err: true}},
 	} {
 		if got, err := c.f.attached(); err != nil || got != c.want {
 			t.Errorf("attached(%+v) = %+v, %v; want %+v", c.f, got, err, c.want)

@@ -85,9 +85,11 @@ func (a *app) helloArchive() (fs.File, error) {
 			return f, nil
 		}
 	}
-	return nil, &errdefs.Error{Op: "load", What: "onggi/hello", Kind: errdefs.NotFound,
+	return nil, &errdefs.Error{
+		Op: "load", What: "onggi/hello", Kind: errdefs.NotFound,
 		Why: "this program was built without the image that should lie inside it",
-		Fix: "build it by: make build (or, before go build ./cmd/onggi: go run ./tools/hello-image -o cmd/onggi/embedded/hello.tar)"}
+		Fix: "build it by: make build (or, before go build ./cmd/onggi: go run ./tools/hello-image -o cmd/onggi/embedded/hello.tar)",
+	}
 }
 
 // loadHello brings in the image that lies inside this program.

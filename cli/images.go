@@ -99,8 +99,10 @@ several images share is on disk once.`
 func imageRows(list []*image.Image, now time.Time, noTrunc bool) []imageRow {
 	var rows []imageRow
 	for _, i := range list {
-		r := imageRow{Repository: "<none>", Tag: "<none>", Digest: "<none>", ID: i.ID.String(), CreatedSince: ago(i.Created, now),
-			CreatedAt: i.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"), Size: humanSize(i.Size, 3), created: i.Created}
+		r := imageRow{
+			Repository: "<none>", Tag: "<none>", Digest: "<none>", ID: i.ID.String(), CreatedSince: ago(i.Created, now),
+			CreatedAt: i.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"), Size: humanSize(i.Size, 3), created: i.Created,
+		}
 		if i.Target.Digest != "" {
 			r.Digest = i.Target.Digest.String()
 		}
@@ -161,8 +163,10 @@ func buildTag(a *app, c *cobra.Command) {
 			return err
 		}
 		if ref.Digest != "" {
-			return &errdefs.Error{Op: "tag", What: args[1], Kind: errdefs.InvalidArgument, Why: "a digest is what an image is, not a name that it is given",
-				Fix: "leave the digest out"}
+			return &errdefs.Error{
+				Op: "tag", What: args[1], Kind: errdefs.InvalidArgument, Why: "a digest is what an image is, not a name that it is given",
+				Fix: "leave the digest out",
+			}
 		}
 		e, err := a.open()
 		if err != nil {
@@ -342,14 +346,18 @@ func buildLoad(a *app, c *cobra.Command) {
 func (a *app) archive(op, name string) (io.ReadCloser, error) {
 	if name == "-" {
 		if term.IsTerminal(int(a.in.Fd())) {
-			return nil, &errdefs.Error{Op: op, Kind: errdefs.InvalidArgument, Why: "an archive is read from stdin, and stdin is a terminal",
-				Fix: "name a file, or feed the archive: onggi " + op + " ... < FILE"}
+			return nil, &errdefs.Error{
+				Op: op, Kind: errdefs.InvalidArgument, Why: "an archive is read from stdin, and stdin is a terminal",
+				Fix: "name a file, or feed the archive: onggi " + op + " ... < FILE",
+			}
 		}
 		return io.NopCloser(a.in), nil
 	}
 	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
-		return nil, &errdefs.Error{Op: op, What: name, Kind: errdefs.Unsupported, Why: "archives are read from files and from stdin only",
-			Fix: "curl -fL " + name + " | onggi " + op + " -"}
+		return nil, &errdefs.Error{
+			Op: op, What: name, Kind: errdefs.Unsupported, Why: "archives are read from files and from stdin only",
+			Fix: "curl -fL " + name + " | onggi " + op + " -",
+		}
 	}
 	f, err := os.Open(name)
 	if err != nil {
@@ -357,8 +365,10 @@ func (a *app) archive(op, name string) (io.ReadCloser, error) {
 	}
 	if i, err := f.Stat(); err == nil && i.IsDir() {
 		_ = f.Close()
-		return nil, &errdefs.Error{Op: op, What: name, Kind: errdefs.InvalidArgument, Why: "it is a directory, not an archive",
-			Fix: "tar -C " + name + " -c . | onggi " + op + " -"}
+		return nil, &errdefs.Error{
+			Op: op, What: name, Kind: errdefs.InvalidArgument, Why: "it is a directory, not an archive",
+			Fix: "tar -C " + name + " -c . | onggi " + op + " -",
+		}
 	}
 	return f, nil
 }

@@ -102,8 +102,10 @@ func (a *app) inspect(name, kind string) (any, error) {
 	if kind == "image" || !errdefs.Is(err, errdefs.NotFound) && !errdefs.Is(err, errdefs.InvalidArgument) {
 		return nil, err
 	}
-	return nil, &errdefs.Error{Op: "inspect", What: name, Kind: errdefs.NotFound, Why: "there is neither a container nor an image of this name",
-		Fix: "list them: onggi ps -a, onggi images"}
+	return nil, &errdefs.Error{
+		Op: "inspect", What: name, Kind: errdefs.NotFound, Why: "there is neither a container nor an image of this name",
+		Fix: "list them: onggi ps -a, onggi images",
+	}
 }
 
 // The types below are docker's answers (Docker Engine API, ContainerInspect and ImageInspect), as far as this version
@@ -273,8 +275,10 @@ func inspectContainer(k *engine.Container, img *image.Image) *containerJSON {
 	j := &containerJSON{
 		ID: k.ID, Created: stamp(k.Created), Image: k.ImageID.String(), LogPath: k.LogPath, Name: "/" + c.Name,
 		Driver: "overlayfs", Platform: "linux", Args: []string{}, Warnings: k.Warnings,
-		State: stateJSON{Status: string(k.Status), Running: k.Status == engine.Running, Dead: k.Status == engine.Dead,
-			StartedAt: stamp(k.StartedAt), FinishedAt: stamp(time.Time{})},
+		State: stateJSON{
+			Status: string(k.Status), Running: k.Status == engine.Running, Dead: k.Status == engine.Dead,
+			StartedAt: stamp(k.StartedAt), FinishedAt: stamp(time.Time{}),
+		},
 	}
 	if j.State.Running {
 		j.State.Pid = k.Pid
@@ -403,8 +407,10 @@ func inspectMounts(k *engine.Container) []mountJSON {
 
 func inspectConfig(k *engine.Container, img *image.Image) configJSON {
 	c := &k.Config
-	j := configJSON{Hostname: c.Hostname, User: c.User, Tty: c.Tty, OpenStdin: c.OpenStdin, Env: c.Env, Cmd: c.Args, Image: c.Image,
-		WorkingDir: c.Workdir, Entrypoint: c.Entrypoint, Labels: map[string]string{}, StopSignal: c.StopSignal, StopTimeout: c.StopTimeout}
+	j := configJSON{
+		Hostname: c.Hostname, User: c.User, Tty: c.Tty, OpenStdin: c.OpenStdin, Env: c.Env, Cmd: c.Args, Image: c.Image,
+		WorkingDir: c.Workdir, Entrypoint: c.Entrypoint, Labels: map[string]string{}, StopSignal: c.StopSignal, StopTimeout: c.StopTimeout,
+	}
 	if j.Hostname == "" && c.Network != "host" {
 		j.Hostname = shortID(k.ID)
 	}
@@ -467,9 +473,11 @@ func inspectNetwork(k *engine.Container) networkJSON {
 }
 
 func inspectImage(i *image.Image) *imageJSON {
-	j := &imageJSON{ID: i.ID.String(), RepoTags: []string{}, RepoDigests: []string{}, Created: stamp(i.Created), Author: i.Config.Author,
+	j := &imageJSON{
+		ID: i.ID.String(), RepoTags: []string{}, RepoDigests: []string{}, Created: stamp(i.Created), Author: i.Config.Author,
 		Config: i.Config.Config, Architecture: i.Config.Architecture, Variant: i.Config.Variant, Os: i.Config.OS, Size: i.Size,
-		RootFS: rootFSJSON{"layers", []string{}}, History: i.Config.History}
+		RootFS: rootFSJSON{"layers", []string{}}, History: i.Config.History,
+	}
 	for _, d := range i.DiffIDs {
 		j.RootFS.Layers = append(j.RootFS.Layers, d.String())
 	}

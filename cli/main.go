@@ -147,8 +147,10 @@ func (a *app) open() (*engine.Engine, error) {
 	// The link, not os.Args[0]: the monitor runs it later from another working directory, and PATH is not to be trusted.
 	self, err := os.Executable()
 	if err != nil {
-		return nil, &errdefs.Error{Op: "find", What: "this program's own file", Kind: errdefs.Unsupported,
-			Why: "/proc is not mounted", Fix: "mount -t proc proc /proc", Err: err}
+		return nil, &errdefs.Error{
+			Op: "find", What: "this program's own file", Kind: errdefs.Unsupported,
+			Why: "/proc is not mounted", Fix: "mount -t proc proc /proc", Err: err,
+		}
 	}
 	a.debugf("root %s, run root %s, program %s", root, runRoot, self)
 	a.engine, err = engine.Open(engine.Options{
@@ -223,4 +225,3 @@ func (p painter) green(s string) string  { return p.wrap("32", s) }
 func (p painter) yellow(s string) string { return p.wrap("33", s) }
 func (p painter) cyan(s string) string   { return p.wrap("36", s) }
 func (p painter) bold(s string) string   { return p.wrap("1", s) }
-func (p painter) dim(s string) string    { return p.wrap("2", s) }

@@ -24,9 +24,15 @@ func someContainers() []*engine.Container {
 	web := &engine.Container{
 		ID: strings.Repeat("ab12", 16), Created: noon.Add(-2 * time.Hour), Status: engine.Running, Pid: 4242, StartedAt: noon.Add(-90 * time.Minute),
 		ImageID: digest.Digest("sha256:" + strings.Repeat("0f", 32)), Command: []string{"nginx", "-g", "daemon off; master on"},
-		Network: &network.Attachment{Bridge: "onggi0", IPv4: netip.MustParsePrefix("172.29.0.2/16"), Gateway: netip.MustParseAddr("172.29.0.1"), MAC: "02:42:ac:1d:00:02",
-			Ports: []network.Port{{HostPort: 8081, ContainerPort: 81, Protocol: "tcp"}, {HostPort: 8080, ContainerPort: 80, Protocol: "tcp"},
-				{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 53, ContainerPort: 53, Protocol: "udp"}, {HostIP: netip.MustParseAddr("::1"), HostPort: 9, ContainerPort: 9, Protocol: "tcp"}}},
+		Network: &network.Attachment{
+			Bridge: "onggi0", IPv4: netip.MustParsePrefix("172.29.0.2/16"), Gateway: netip.MustParseAddr("172.29.0.1"), MAC: "02:42:ac:1d:00:02",
+			Ports: []network.Port{
+				{HostPort: 8081, ContainerPort: 81, Protocol: "tcp"},
+				{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"},
+				{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 53, ContainerPort: 53, Protocol: "udp"},
+				{HostIP: netip.MustParseAddr("::1"), HostPort: 9, ContainerPort: 9, Protocol: "tcp"},
+			},
+		},
 		Volumes: map[string]string{"/var/lib": "data", "/cache": strings.Repeat("9", 64)},
 	}
 	web.Config.Name, web.Config.Image, web.Config.Network = "web", "nginx:1.27", "bridge"
@@ -35,8 +41,10 @@ func someContainers() []*engine.Container {
 	web.Config.Ports = []network.Port{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}
 	web.Config.Labels = map[string]string{"b": "2", "a": "1"}
 	web.Config.Env = []string{"A=user"}
-	job := &engine.Container{ID: strings.Repeat("cd34", 16), Created: noon.Add(-50 * time.Hour), Status: engine.Exited, Command: []string{"false"},
-		Exit: &monitor.Exit{Code: 137, Signal: 9, OOMKilled: true, StartedAt: noon.Add(-49 * time.Hour), FinishedAt: noon.Add(-48 * time.Hour)}}
+	job := &engine.Container{
+		ID: strings.Repeat("cd34", 16), Created: noon.Add(-50 * time.Hour), Status: engine.Exited, Command: []string{"false"},
+		Exit: &monitor.Exit{Code: 137, Signal: 9, OOMKilled: true, StartedAt: noon.Add(-49 * time.Hour), FinishedAt: noon.Add(-48 * time.Hour)},
+	}
 	job.Config.Name, job.Config.Image, job.Config.Network = "job", "debian", "none"
 	made := &engine.Container{ID: strings.Repeat("ef56", 16), Created: noon, Status: engine.Created, Command: []string{"\x1b[31mred"}}
 	made.Config.Name, made.Config.Image, made.Config.Network = "made", "debian", "host"
@@ -49,9 +57,12 @@ func TestPsTable(t *testing.T) {
 		rows = append(rows, newContainerRow(k, noon, false))
 	}
 	columns := []column[containerRow]{
-		{"CONTAINER ID", func(r containerRow) string { return r.ID }}, {"IMAGE", func(r containerRow) string { return r.Image }},
-		{"COMMAND", func(r containerRow) string { return r.Command }}, {"CREATED", func(r containerRow) string { return r.RunningFor }},
-		{"STATUS", func(r containerRow) string { return r.Status }}, {"NAMES", func(r containerRow) string { return r.Names }},
+		{"CONTAINER ID", func(r containerRow) string { return r.ID }},
+		{"IMAGE", func(r containerRow) string { return r.Image }},
+		{"COMMAND", func(r containerRow) string { return r.Command }},
+		{"CREATED", func(r containerRow) string { return r.RunningFor }},
+		{"STATUS", func(r containerRow) string { return r.Status }},
+		{"NAMES", func(r containerRow) string { return r.Names }},
 	}
 	got := table(rows, columns)
 	want := `CONTAINER ID   IMAGE        COMMAND                  CREATED                  STATUS                    NAMES
@@ -100,8 +111,10 @@ func someImages(t *testing.T) []*image.Image {
 	}
 	d := digest.Digest("sha256:" + strings.Repeat("77", 32))
 	return []*image.Image{
-		{ID: digest.Digest("sha256:" + strings.Repeat("1a", 32)), Names: []reference.Reference{name("debian:12"), name("127.0.0.1:5000/base:stable")},
-			Target: ocispec.Descriptor{Digest: d}, Size: 116_432_100, Created: noon.Add(-21 * 24 * time.Hour), DiffIDs: []digest.Digest{d}},
+		{
+			ID: digest.Digest("sha256:" + strings.Repeat("1a", 32)), Names: []reference.Reference{name("debian:12"), name("127.0.0.1:5000/base:stable")},
+			Target: ocispec.Descriptor{Digest: d}, Size: 116_432_100, Created: noon.Add(-21 * 24 * time.Hour), DiffIDs: []digest.Digest{d},
+		},
 		{ID: digest.Digest("sha256:" + strings.Repeat("2b", 32)), Size: 999, Created: noon.Add(-time.Minute)},
 	}
 }
@@ -109,8 +122,10 @@ func someImages(t *testing.T) []*image.Image {
 func TestImagesTable(t *testing.T) {
 	rows := imageRows(someImages(t), noon, false)
 	got := table(rows, []column[imageRow]{
-		{"REPOSITORY", func(r imageRow) string { return r.Repository }}, {"TAG", func(r imageRow) string { return r.Tag }},
-		{"IMAGE ID", func(r imageRow) string { return r.ID }}, {"CREATED", func(r imageRow) string { return r.CreatedSince }},
+		{"REPOSITORY", func(r imageRow) string { return r.Repository }},
+		{"TAG", func(r imageRow) string { return r.Tag }},
+		{"IMAGE ID", func(r imageRow) string { return r.ID }},
+		{"CREATED", func(r imageRow) string { return r.CreatedSince }},
 		{"SIZE", func(r imageRow) string { return r.Size }},
 	})
 	want := `REPOSITORY            TAG       IMAGE ID       CREATED              SIZE

@@ -18,8 +18,10 @@ const maxTextFile = 4 << 20
 func readBounded(flag, path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, &errdefs.Error{Op: "read the file of", What: flag + "=" + path, Kind: errdefs.KindOf(err),
-			Fix: "check the path: it is relative to the working directory", Err: err}
+		return nil, &errdefs.Error{
+			Op: "read the file of", What: flag + "=" + path, Kind: errdefs.KindOf(err),
+			Fix: "check the path: it is relative to the working directory", Err: err,
+		}
 	}
 	defer f.Close()
 	var b bytes.Buffer

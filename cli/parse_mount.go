@@ -146,7 +146,7 @@ func parseMount(s, cwd string) (spec.Mount, error) {
 		}
 		given[key] = true
 		if key != "readonly" && key != "volume-nocopy" && (!hasValue || value == "") {
-			return m, fmt.Errorf("%q needs a value: write %s=...", f, key)
+			return m, fmt.Errorf("%q needs a value: write it as %s=VALUE", f, key)
 		}
 		switch key {
 		case "type":

@@ -59,10 +59,20 @@ func TestParseInt(t *testing.T) {
 		want     int64
 		ok       bool
 	}{
-		{"0", 0, 10, 0, true}, {"-1", -1, 10, -1, true}, {"10", 0, 10, 10, true}, {"11", 0, 10, 0, false}, {"-2", -1, 10, 0, false},
-		{"", 0, 10, 0, false}, {"-", -9, 10, 0, false}, {"1.0", 0, 10, 0, false}, {"0x1", 0, 10, 0, false}, {"+1", 0, 10, 0, false},
-		{"9223372036854775807", 0, 1<<63 - 1, 1<<63 - 1, true}, {"9223372036854775808", 0, 1<<63 - 1, 0, false},
-		{"99999999999999999999999999", 0, 1<<63 - 1, 0, false}, {"-9223372036854775807", -1 << 63, 0, -1<<63 + 1, true},
+		{"0", 0, 10, 0, true},
+		{"-1", -1, 10, -1, true},
+		{"10", 0, 10, 10, true},
+		{"11", 0, 10, 0, false},
+		{"-2", -1, 10, 0, false},
+		{"", 0, 10, 0, false},
+		{"-", -9, 10, 0, false},
+		{"1.0", 0, 10, 0, false},
+		{"0x1", 0, 10, 0, false},
+		{"+1", 0, 10, 0, false},
+		{"9223372036854775807", 0, 1<<63 - 1, 1<<63 - 1, true},
+		{"9223372036854775808", 0, 1<<63 - 1, 0, false},
+		{"99999999999999999999999999", 0, 1<<63 - 1, 0, false},
+		{"-9223372036854775807", -1 << 63, 0, -1<<63 + 1, true},
 	} {
 		got, err := parseInt(c.s, c.min, c.max)
 		if (err == nil) != c.ok || got != c.want {
@@ -185,8 +195,10 @@ func TestParseTmpfs(t *testing.T) {
 			t.Errorf("parseTmpfs(%q): %v\n%s", s, err, d)
 		}
 	}
-	for _, s := range []string{"", "run", "/", "/run:", "/run:size", "/run:size=0", "/run:size=50%", "/run:mode=9", "/run:mode=0", "/run:uid=-1", "/run:uid=4294967295", "/run:foo",
-		"/run:size=1m,size=2m", "/run:ro,rw", "/run:lowerdir=/etc"} {
+	for _, s := range []string{
+		"", "run", "/", "/run:", "/run:size", "/run:size=0", "/run:size=50%", "/run:mode=9", "/run:mode=0", "/run:uid=-1", "/run:uid=4294967295", "/run:foo",
+		"/run:size=1m,size=2m", "/run:ro,rw", "/run:lowerdir=/etc",
+	} {
 		if got, err := parseTmpfs(s); err == nil {
 			t.Errorf("parseTmpfs(%q) = %+v, want an error", s, got)
 		}
@@ -265,8 +277,10 @@ func TestParseSecurityOpt(t *testing.T) {
 }
 
 func TestParseExtraHost(t *testing.T) {
-	for s, want := range map[string]string{"db:192.0.2.7": "db:192.0.2.7", "db=192.0.2.7": "db:192.0.2.7", "db:host-gateway": "db:host-gateway",
-		"six:2001:db8::1": "six:2001:db8::1", "six=[2001:db8::1]": "six:2001:db8::1", "a.b-c:127.0.0.1": "a.b-c:127.0.0.1"} {
+	for s, want := range map[string]string{
+		"db:192.0.2.7": "db:192.0.2.7", "db=192.0.2.7": "db:192.0.2.7", "db:host-gateway": "db:host-gateway",
+		"six:2001:db8::1": "six:2001:db8::1", "six=[2001:db8::1]": "six:2001:db8::1", "a.b-c:127.0.0.1": "a.b-c:127.0.0.1",
+	} {
 		if got, err := parseExtraHost(s); err != nil || got != want {
 			t.Errorf("parseExtraHost(%q) = %q, %v; want %q", s, got, err, want)
 		}
@@ -349,8 +363,10 @@ func TestParseTime(t *testing.T) {
 
 func TestParseChange(t *testing.T) {
 	var got ocispec.ImageConfig
-	for _, s := range []string{`CMD ["/bin/sh", "-l"]`, "entrypoint /bin/run it", `ENV A=1 B="two words" C=3\ 4`, "ENV PATH /bin:/usr/bin", "LABEL k=v", "EXPOSE 80 53/udp",
-		"USER 1000", "WORKDIR /srv", "STOPSIGNAL SIGINT", `VOLUME ["/data"]`, "VOLUME /a /b"} {
+	for _, s := range []string{
+		`CMD ["/bin/sh", "-l"]`, "entrypoint /bin/run it", `ENV A=1 B="two words" C=3\ 4`, "ENV PATH /bin:/usr/bin", "LABEL k=v", "EXPOSE 80 53/udp",
+		"USER 1000", "WORKDIR /srv", "STOPSIGNAL SIGINT", `VOLUME ["/data"]`, "VOLUME /a /b",
+	} {
 		if err := parseChange(s, &got); err != nil {
 			t.Errorf("parseChange(%q): %v", s, err)
 		}
@@ -391,8 +407,10 @@ func TestReadBounded(t *testing.T) {
 }
 
 func FuzzParsers(f *testing.F) {
-	for _, s := range []string{"512m", "1.5g", "0.5", "/a:/b:ro", "data:/b", "type=bind,source=/a,target=/b", "/run:size=1m", "nofile=1:2", "/dev/null:r",
-		"seccomp=x", "db:1.2.3.4", "linux/arm/v7", "max-size=1m", "0-3,5", "10m", "A=1\n#\nB", `ENV A="1" B=2`} {
+	for _, s := range []string{
+		"512m", "1.5g", "0.5", "/a:/b:ro", "data:/b", "type=bind,source=/a,target=/b", "/run:size=1m", "nofile=1:2", "/dev/null:r",
+		"seccomp=x", "db:1.2.3.4", "linux/arm/v7", "max-size=1m", "0-3,5", "10m", "A=1\n#\nB", `ENV A="1" B=2`,
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -107,8 +107,10 @@ func (a *app) pull(ctx context.Context, e *engine.Engine, name string, p *ocispe
 	if old, err := store.Get(ref.String()); err == nil {
 		before = old.Target.Digest.String()
 	}
-	o := image.PullOptions{Platform: p, Registry: registry.New(registry.Options{PlainHTTP: plainHTTP, UserAgent: "onggi/" + Version,
-		Credentials: registry.DockerCredentials(dockerConfigDir())})}
+	o := image.PullOptions{Platform: p, Registry: registry.New(registry.Options{
+		PlainHTTP: plainHTTP, UserAgent: "onggi/" + Version,
+		Credentials: registry.DockerCredentials(dockerConfigDir()),
+	})}
 	if to == nil {
 		return store.Pull(ctx, ref, o)
 	}

@@ -142,19 +142,25 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 			}))
 		}
 		if len(args) > 1 {
-			return &exit{125, &errdefs.Error{Op: "start", Kind: errdefs.InvalidArgument, Why: "one terminal can be attached to one container only",
-				Fix: "name one container, or leave -a and -i out"}}
+			return &exit{125, &errdefs.Error{
+				Op: "start", Kind: errdefs.InvalidArgument, Why: "one terminal can be attached to one container only",
+				Fix: "name one container, or leave -a and -i out",
+			}}
 		}
 		k, err := e.Get(args[0])
 		if err != nil {
 			return exitWith(err)
 		}
 		if interactive && !k.Config.OpenStdin {
-			return &exit{125, &errdefs.Error{Op: "start", What: args[0], Kind: errdefs.InvalidArgument,
-				Why: "the container was made without -i, so it has no input to attach to", Fix: "leave -i out"}}
+			return &exit{125, &errdefs.Error{
+				Op: "start", What: args[0], Kind: errdefs.InvalidArgument,
+				Why: "the container was made without -i, so it has no input to attach to", Fix: "leave -i out",
+			}}
 		}
-		r := &running{app: a, name: args[0], rm: k.Config.AutoRemove, tty: k.Config.Tty, sigProxy: !k.Config.Tty, timing: timing,
-			streams: streams{in: interactive, out: true, err: true}}
+		r := &running{
+			app: a, name: args[0], rm: k.Config.AutoRemove, tty: k.Config.Tty, sigProxy: !k.Config.Tty, timing: timing,
+			streams: streams{in: interactive, out: true, err: true},
+		}
 		if r.tty && interactive {
 			if err := a.needTerminal("start"); err != nil {
 				return err
@@ -194,8 +200,10 @@ func newIDFile(path string) (*idFile, error) {
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|syscall.O_CLOEXEC, 0o644)
 	if errors.Is(err, os.ErrExist) {
-		return nil, &errdefs.Error{Op: "use", What: "--cidfile=" + path, Kind: errdefs.AlreadyExists,
-			Why: "the file exists already: it may hold the id of another container", Fix: "make sure that container is gone, and remove the file; or name another file"}
+		return nil, &errdefs.Error{
+			Op: "use", What: "--cidfile=" + path, Kind: errdefs.AlreadyExists,
+			Why: "the file exists already: it may hold the id of another container", Fix: "make sure that container is gone, and remove the file; or name another file",
+		}
 	}
 	if err != nil {
 		return nil, &errdefs.Error{Op: "use", What: "--cidfile=" + path, Kind: errdefs.KindOf(err), Fix: "name a file in a directory that exists and can be written", Err: err}
@@ -375,8 +383,10 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 			case !r.sigProxy:
 				why = "signals are not sent on to the container"
 			}
-			return &exit{128 + int(n), &errdefs.Error{Op: "wait for", What: r.name, Kind: errdefs.Canceled,
-				Why: why + "; it goes on running in the background", Fix: "onggi kill " + shortID(s.Container.ID)}}
+			return &exit{128 + int(n), &errdefs.Error{
+				Op: "wait for", What: r.name, Kind: errdefs.Canceled,
+				Why: why + "; it goes on running in the background", Fix: "onggi kill " + shortID(s.Container.ID),
+			}}
 		}
 		return err
 	}
@@ -387,8 +397,10 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 		r.report(&errdefs.Error{Op: "run", What: r.name, Why: x.Error})
 	}
 	if r.lost(s.Client) {
-		err := &errdefs.Error{Op: "write", What: "the output of " + r.name, Kind: errdefs.NoSpace,
-			Why: "some of it could not be written where it was sent to", Fix: "look at the space that is left there"}
+		err := &errdefs.Error{
+			Op: "write", What: "the output of " + r.name, Kind: errdefs.NoSpace,
+			Why: "some of it could not be written where it was sent to", Fix: "look at the space that is left there",
+		}
 		if x.Code == 0 {
 			return err // success with half of the output is none
 		}
@@ -428,8 +440,10 @@ func (r *running) writePid(s *engine.Session) error {
 	}
 	err := os.WriteFile(r.pidfile, fmt.Appendf(nil, "%d\n", s.Container.Pid), 0o644)
 	if err != nil {
-		return &errdefs.Error{Op: "write", What: "--pidfile=" + r.pidfile, Kind: errdefs.KindOf(err), Err: err,
-			Why: "the container runs nevertheless", Fix: "its process id: onggi inspect --format '{{.State.Pid}}' " + shortID(s.Container.ID)}
+		return &errdefs.Error{
+			Op: "write", What: "--pidfile=" + r.pidfile, Kind: errdefs.KindOf(err), Err: err,
+			Why: "the container runs nevertheless", Fix: "its process id: onggi inspect --format '{{.State.Pid}}' " + shortID(s.Container.ID),
+		}
 	}
 	return nil
 }
@@ -455,8 +469,10 @@ func (r *running) restore() {
 // proxied are the signals that are sent on: all that end or steer a program. Not SIGCHLD, SIGPIPE, SIGURG and SIGWINCH,
 // which are about this process, and not the terminal's stop signals, which stop this client and not the container.
 func proxied() []os.Signal {
-	list := []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGABRT, syscall.SIGUSR1, syscall.SIGUSR2,
-		syscall.SIGALRM, syscall.SIGTERM, syscall.SIGVTALRM, syscall.SIGIO, syscall.SIGPWR}
+	list := []os.Signal{
+		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGABRT, syscall.SIGUSR1, syscall.SIGUSR2,
+		syscall.SIGALRM, syscall.SIGTERM, syscall.SIGVTALRM, syscall.SIGIO, syscall.SIGPWR,
+	}
 	for n := 34; n <= 64; n++ { // the real-time signals that the C library leaves to programs, signal(7)
 		list = append(list, syscall.Signal(n))
 	}

@@ -75,7 +75,9 @@ func (a *app) needTerminal(op string) error {
 	if term.IsTerminal(int(a.in.Fd())) {
 		return nil
 	}
-	return &exit{125, &errdefs.Error{Op: op, Kind: errdefs.InvalidArgument,
+	return &exit{125, &errdefs.Error{
+		Op: op, Kind: errdefs.InvalidArgument,
 		Why: "the input device is not a TTY, and -t with -i gives the container this terminal's keys",
-		Fix: "leave -t out to feed a file or a pipe to the command; leave -i out if it needs no input"}}
+		Fix: "leave -t out to feed a file or a pipe to the command; leave -i out if it needs no input",
+	}}
 }

@@ -237,8 +237,10 @@ func takes(min, max int, what string) cobra.PositionalArgs {
 		if len(args) > 0 {
 			got = fmt.Sprintf("got %d: %s", len(args), strings.Join(quoteAll(args), " "))
 		}
-		return &errdefs.Error{Op: c.Name(), Kind: errdefs.InvalidArgument, Why: fmt.Sprintf("the command takes %s, and %s", what, got),
-			Fix: fmt.Sprintf("%s; see: %s --help", c.UseLine(), c.CommandPath())}
+		return &errdefs.Error{
+			Op: c.Name(), Kind: errdefs.InvalidArgument, Why: fmt.Sprintf("the command takes %s, and %s", what, got),
+			Fix: fmt.Sprintf("%s; see: %s --help", c.UseLine(), c.CommandPath()),
+		}
 	}
 }
 

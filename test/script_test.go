@@ -334,8 +334,10 @@ func scriptNothing(ts *testscript.TestScript, neg bool, args []string) {
 	var found []string
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(25 * time.Millisecond) {
 		found = nil
-		for _, dir := range []string{filepath.Join(root, "containers"), filepath.Join(root, "names"), filepath.Join(root, "snapshots", "containers"),
-			filepath.Join(run, "containers"), filepath.Join(run, "pending"), filepath.Join(run, "runtime")} {
+		for _, dir := range []string{
+			filepath.Join(root, "containers"), filepath.Join(root, "names"), filepath.Join(root, "snapshots", "containers"),
+			filepath.Join(run, "containers"), filepath.Join(run, "pending"), filepath.Join(run, "runtime"),
+		} {
 			entries, _ := os.ReadDir(dir)
 			for _, e := range entries {
 				if !strings.HasPrefix(e.Name(), ".") {

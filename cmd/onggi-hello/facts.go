@@ -113,8 +113,10 @@ func cutLast(s, sep string) (before, after string, found bool) {
 // namespaces reads the inode of each namespace. The first ones of a kernel have fixed numbers (linux/proc_ns.h); the user
 // namespace is the host's too when it maps every id to itself.
 func namespaces(root, uidMap string) []namespace {
-	initial := map[string]string{"ipc": "4026531839", "uts": "4026531838", "user": "4026531837", "pid": "4026531836",
-		"cgroup": "4026531835", "time": "4026531834", "net": "4026531833", "mnt": "4026531832"}
+	initial := map[string]string{
+		"ipc": "4026531839", "uts": "4026531838", "user": "4026531837", "pid": "4026531836",
+		"cgroup": "4026531835", "time": "4026531834", "net": "4026531833", "mnt": "4026531832",
+	}
 	var out []namespace
 	for _, name := range []string{"mnt", "pid", "net", "ipc", "uts", "cgroup", "user", "time"} {
 		link, err := os.Readlink(filepath.Join(root, "proc/self/ns", name))
@@ -175,11 +177,13 @@ func (f *facts) status(s string) {
 }
 
 // capNames are the names of capabilities(7), by number.
-var capNames = [...]string{"chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
+var capNames = [...]string{
+	"chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
 	"linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner", "sys_module",
 	"sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice", "sys_resource", "sys_time",
 	"sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap", "mac_override", "mac_admin", "syslog",
-	"wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore"}
+	"wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore",
+}
 
 func capabilities(mask uint64) []string {
 	var out []string

@@ -62,8 +62,10 @@ func build(out, arch string) error {
 		Platform: ocispec.Platform{OS: "linux", Architecture: arch},
 		Config: ocispec.ImageConfig{
 			Env: []string{"PATH=/bin"}, Cmd: []string{"/bin/hello"}, WorkingDir: "/tmp",
-			Labels: map[string]string{"onggi.embedded": "true", ocispec.AnnotationTitle: "onggi/hello",
-				ocispec.AnnotationDescription: "a container that explains itself", ocispec.AnnotationLicenses: "Apache-2.0"},
+			Labels: map[string]string{
+				"onggi.embedded": "true", ocispec.AnnotationTitle: "onggi/hello",
+				ocispec.AnnotationDescription: "a container that explains itself", ocispec.AnnotationLicenses: "Apache-2.0",
+			},
 		},
 		RootFS: ocispec.RootFS{Type: "layers"},
 	}
@@ -104,7 +106,8 @@ func build(out, arch string) error {
 	files := []file{
 		{name: ocispec.ImageIndexFile, mode: 0o644, data: index},
 		{name: ocispec.ImageLayoutFile, mode: 0o644, data: []byte(`{"imageLayoutVersion":"1.0.0"}`)},
-		{name: "blobs/", mode: 0o755}, {name: "blobs/sha256/", mode: 0o755},
+		{name: "blobs/", mode: 0o755},
+		{name: "blobs/sha256/", mode: 0o755},
 	}
 	for _, b := range append(blobs, configJSON, manifestJSON) {
 		files = append(files, file{name: "blobs/sha256/" + digest.FromBytes(b).Encoded(), mode: 0o644, data: b})

@@ -728,6 +728,103 @@ func TestJoinedNamespaces(t *testing.T) {
 	}
 }
 
+func TestJoinedUserNamespace(t *testing.T) { // as the containers of a pod
+	h := newHost(t)
+	s := h.spec("sleep 100")
+	s.Linux.Namespaces = append(s.Linux.Namespaces, runspec.LinuxNamespace{Type: "user"})
+	maps := []runspec.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = maps, maps
+	c := h.background(h.options(s))
+	s = h.spec("id -u; echo $$; hostname; cat /proc/self/uid_map | while read a b c; do echo $a $b $c; done; exit 6")
+	s.Hostname = ""
+	for i := range s.Linux.Namespaces {
+		n := &s.Linux.Namespaces[i]
+		if name := map[string]string{"network": "net", "ipc": "ipc", "uts": "uts"}[string(n.Type)]; name != "" {
+			n.Path = "/proc/" + strconv.Itoa(c.Pid()) + "/ns/" + name
+		}
+	}
+	s.Linux.Namespaces = append(s.Linux.Namespaces, runspec.LinuxNamespace{Type: "user", Path: "/proc/" + strconv.Itoa(c.Pid()) + "/ns/user"})
+	for _, ungated := range []bool{true, false} {
+		s.Linux.CgroupsPath += "z"
+		o := h.options(s)
+		o.Ungated = ungated
+		out, code, err := h.run(o)
+		if want := "0\n1\ntesthost\n0 100000 65536\n"; err != nil || out != want || code != 6 {
+			t.Errorf("got %q, code %d (%v), want %q, 6", out, code, err, want)
+		}
+	}
+}
+
+func TestSeccompIsLoadedAndKeptForExec(t *testing.T) {
+	h := newHost(t)
+	for _, nnp := range []bool{true, false} {
+		s := h.spec("grep -E '^Seccomp:|CapEff' /proc/self/status; hostname x 2>&1; sleep 100")
+		s.Process.NoNewPrivileges = nnp
+		one := uint(1)
+		s.Linux.Seccomp = &runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Architectures: []runspec.Arch{runspec.ArchX86_64},
+			Syscalls: []runspec.LinuxSyscall{{Names: []string{"sethostname", "uname"}, Action: runspec.ActErrno, ErrnoRet: &one}}}
+		o := h.options(s)
+		r, w, _ := os.Pipe()
+		o.Stdio[1], o.Stdio[2] = w, w
+		c := h.background(o)
+		_ = w.Close()
+		buf := make([]byte, 256)
+		n := 0
+		for n < len(buf) && strings.Count(string(buf[:n]), "\n") < 3 {
+			k, err := r.Read(buf[n:])
+			if n += k; err != nil {
+				break
+			}
+		}
+		if got := string(buf[:n]); !strings.Contains(got, "Seccomp:\t2") || !strings.Contains(got, "CapEff:\t0000000020000421") || !strings.Contains(got, "not permitted") {
+			t.Errorf("no_new_privs %v: %q", nnp, got)
+		}
+		p := c.DefaultProcess()
+		p.Args = []string{"grep", "-q", "Seccomp:.2", "/proc/self/status"}
+		x, err := c.Exec(ExecOptions{Process: &p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, _ := x.Wait(); e.Code != 0 {
+			t.Errorf("no_new_privs %v: exec without the filter", nnp)
+		}
+	}
+}
+
+func TestWithoutPivotAndWithPropagation(t *testing.T) {
+	h := newHost(t)
+	// A shared mount of the host with another on it: unmounting the container's copy must not reach it.
+	shared := filepath.Join(h.bundle, "shared")
+	for _, m := range []string{shared, shared + "/sub"} {
+		if err := os.Mkdir(m, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", m, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Unmount(m, unix.MNT_DETACH) //nolint:errcheck // newHost's clean-up would fail on it
+		if err := unix.Mount("", m, "", unix.MS_SHARED, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer func() {
+		if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Count(string(b), shared) != 2 {
+			t.Error("the container's end unmounted a shared mount of the host")
+		}
+	}()
+	for _, prop := range []string{"", "private", "rslave", "rshared"} {
+		for _, noPivot := range []bool{false, true} {
+			s := h.spec("ls -d /bin && ls /var 2>/dev/null || echo none; hostname")
+			s.Linux.RootfsPropagation = prop
+			o := h.options(s)
+			o.NoPivot = noPivot
+			if out, _, err := h.run(o); err != nil || out != "/bin\nnone\ntesthost\n" {
+				t.Errorf("propagation %q, no pivot %v: %q (%v)", prop, noPivot, out, err)
+			}
+		}
+	}
+}
+
 func TestErrorsNameStepAndObject(t *testing.T) {
 	h := newHost(t)
 	for _, c := range []struct {

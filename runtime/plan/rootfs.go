@@ -676,10 +676,16 @@ func (c *compiler) pivot() error {
 		// The new root lies over the old one and cannot be left through "..", but the old tree stays beneath.
 		c.op(unix.SYS_CHROOT, "change root", "", c.s("."))
 	} else {
+		shared := c.linux.RootfsPropagation == "shared" || c.linux.RootfsPropagation == "rshared"
+		old := c.cell()
+		if shared {
+			c.op(unix.SYS_OPENAT, "open", "the old root", num(unix.AT_FDCWD), c.s("/"), num(handle|unix.O_DIRECTORY), num(0)).Dst = uint64(old)
+		}
 		c.op(unix.SYS_PIVOT_ROOT, "pivot root", "", c.s("."), c.s("."))
-		if c.linux.RootfsPropagation == "shared" || c.linux.RootfsPropagation == "rshared" {
-			// so that the unmount does not reach the host
-			c.op(unix.SYS_MOUNT, "cut propagation of the old root", "", c.s(""), c.s("."), c.s(""), num(unix.MS_SLAVE|unix.MS_REC), num(0))
+		if shared {
+			// Else the unmount of the old root would reach the host's mounts, whose peers it holds. "." is the new
+			// root here, so the old one is named by its handle.
+			c.setattr("propagation of", "the old root", old.get(), buf(c.empty), true, 0, 0, unix.MS_SLAVE)
 		}
 		c.op(unix.SYS_UMOUNT2, "unmount the old root", "", c.s("."), num(unix.MNT_DETACH))
 	}

@@ -230,10 +230,10 @@ func TestNoDescriptorOfTheHostGetsIn(t *testing.T) { // CVE-2024-21626
 			t.Errorf("init %v: got %q (%v), want %q", init, out, err, want)
 		}
 	}
-	s := h.spec("pwd")
+	s := h.spec("ls -d ./usr ./var 2>/dev/null")
 	s.Process.Cwd = "/proc/self/fd/" + strconv.Itoa(int(leak.Fd()))
-	if out, code, err := h.run(h.options(s)); err == nil && code == 0 {
-		t.Errorf("a working directory behind a leaked descriptor was accepted: %q", out)
+	if out, _, err := h.run(h.options(s)); err == nil && out != "" {
+		t.Errorf("the working directory is the host's: %q", out)
 	}
 }
 
@@ -808,8 +808,8 @@ func TestWithoutPivotAndWithPropagation(t *testing.T) {
 		}
 	}
 	defer func() {
-		if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Count(string(b), shared) != 2 {
-			t.Error("the container's end unmounted a shared mount of the host")
+		if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Count(string(b), " "+shared) != 2 {
+			t.Errorf("the mounts of the host have changed:\n%s", b)
 		}
 	}()
 	for _, prop := range []string{"", "private", "rslave", "rshared"} {

@@ -21,7 +21,8 @@ func buildExec(a *app, c *cobra.Command) {
 	)
 	c.Use = "exec [FLAGS] CONTAINER COMMAND [ARGUMENT...]"
 	c.Long = `Run another command in a running container: in its namespaces, control group and root file system, with its
-user, environment and limits unless flags say otherwise. The exit code is the command's, or 125, 126 and 127 as in run.`
+user, environment and limits unless flags say otherwise. The exit code is the command's; 126 and 127 as in run, and 1 when onggi
+itself fails.`
 	c.Example = `  onggi exec -it web sh                         a shell
   onggi exec web cat /etc/hosts
   onggi exec -u 1000:1000 -w /srv -e DEBUG=1 web ./check
@@ -60,26 +61,26 @@ user, environment and limits unless flags say otherwise. The exit code is the co
 		}
 		e, err := a.open()
 		if err != nil {
-			return exitWith(err)
+			return exitOfCommand(err)
 		}
 		argv, err := e.ExecCommand(c.Context(), args[0], x)
 		if err != nil {
-			return exitWith(err)
+			return exitOfCommand(err)
 		}
 		if !strings.Contains(argv[0], "/") { // --runtime runc: the name was found by PATH when the container started, too
 			if argv[0], err = exec.LookPath(argv[0]); err != nil {
-				return exitWith(&errdefs.Error{Op: "find the runtime", What: argv[0], Kind: errdefs.NotFound, Fix: "give its path: onggi run --runtime PATH", Err: err})
+				return exitOfCommand(&errdefs.Error{Op: "find the runtime", What: argv[0], Kind: errdefs.NotFound, Fix: "give its path: onggi run --runtime PATH", Err: err})
 			}
 		}
 		if !interactive {
 			if err := nullInput(); err != nil {
-				return exitWith(err)
+				return exitOfCommand(err)
 			}
 		}
 		a.debugf("exec %v", quoteAll(argv))
 		// Nothing is left to be done here: the runtime takes this process, its streams, its signals and its exit code.
 		err = syscall.Exec(argv[0], argv, os.Environ())
-		return exitWith(&errdefs.Error{
+		return exitOfCommand(&errdefs.Error{
 			Op: "execute", What: argv[0], Kind: errdefs.Internal,
 			Why: "the runtime cannot be started", Fix: "check that onggi-runtime lies beside onggi and can be executed", Err: err,
 		})

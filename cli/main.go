@@ -61,8 +61,7 @@ func (e *exit) Error() string {
 
 func (e *exit) Unwrap() error { return e.err }
 
-// exitWith gives err the exit code of its kind: 125, 126, 127. It is for run, create, start and exec, whose exit code
-// is otherwise the container's.
+// exitWith gives err the exit code of its kind: 125, 126, 127. It is for run and create.
 func exitWith(err error) error {
 	if err == nil {
 		return nil
@@ -72,6 +71,14 @@ func exitWith(err error) error {
 		return err
 	}
 	return &exit{errdefs.KindOf(err).ExitCode(), err}
+}
+
+// exitOfCommand is exitWith for start and exec, whose own failures are 1 as docker's users know them.
+func exitOfCommand(err error) error {
+	if errdefs.Is(err, errdefs.CommandNotFound) || errdefs.Is(err, errdefs.NotExecutable) {
+		return exitWith(err)
+	}
+	return err
 }
 
 func (a *app) main(args []string) int {

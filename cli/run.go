@@ -125,12 +125,12 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 	c.RunE = func(c *cobra.Command, args []string) error {
 		e, err := a.open()
 		if err != nil {
-			return exitWith(err)
+			return exitOfCommand(err)
 		}
 		if !attach && !interactive {
 			ctx, cancel := a.context(c.Context())
 			defer cancel()
-			return exitWith(a.forEach(ctx, args, func(ctx context.Context, name string) (string, error) {
+			return exitOfCommand(a.forEach(ctx, args, func(ctx context.Context, name string) (string, error) {
 				s, err := e.Start(ctx, name, engine.StartOptions{Timing: timing})
 				if err != nil {
 					return "", err
@@ -149,7 +149,7 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 		}
 		k, err := e.Get(args[0])
 		if err != nil {
-			return exitWith(err)
+			return exitOfCommand(err)
 		}
 		if interactive && !k.Config.OpenStdin {
 			return &exit{125, &errdefs.Error{
@@ -166,7 +166,7 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 				return err
 			}
 		}
-		return exitWith(r.start(c.Context(), e))
+		return exitOfCommand(r.start(c.Context(), e))
 	}
 }
 

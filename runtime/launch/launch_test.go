@@ -812,7 +812,20 @@ func TestWithoutPivotAndWithPropagation(t *testing.T) {
 			t.Errorf("the mounts of the host have changed:\n%s", b)
 		}
 	}()
-	for _, prop := range []string{"", "private", "rslave", "rshared"} {
+	// The root file system lies on a shared mount: what is mounted in it must not appear on the host.
+	if err := unix.Mount(h.rootfs, h.rootfs, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(h.rootfs, unix.MNT_DETACH) //nolint:errcheck // as above
+	if err := unix.Mount("", h.rootfs, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(b), h.rootfs+"/") {
+			t.Errorf("the container's mounts have reached the host:\n%s", b)
+		}
+	}()
+	for _, prop := range []string{"", "private", "rprivate", "slave", "rslave", "shared", "rshared"} {
 		for _, noPivot := range []bool{false, true} {
 			s := h.spec("ls -d /bin && ls /var 2>/dev/null || echo none; hostname")
 			s.Linux.RootfsPropagation = prop

@@ -46,6 +46,7 @@ func (c *compiler) rootfs() error {
 	if len(c.in.Rootfs) == 0 {
 		c.op(unix.SYS_OPEN_TREE, "open root file system", c.in.Root, num(unix.AT_FDCWD), c.s(c.in.Root),
 			num(cloneTree|unix.AT_RECURSIVE)).Dst = uint64(c.root)
+		c.ownRoot(c.root)
 		c.op(unix.SYS_MOVE_MOUNT, "attach root file system", c.in.Root, c.root.get(), buf(c.empty), num(unix.AT_FDCWD), c.s("/"),
 			num(unix.MOVE_MOUNT_F_EMPTY_PATH))
 		return nil
@@ -76,6 +77,14 @@ func (c *compiler) rootfs() error {
 		}
 	}
 	return nil
+}
+
+// ownRoot cuts the copy of the root file system off from its peers on the host, so that what is mounted in it stays in
+// it. By default "/" and all below are slaves already, and so is the copy.
+func (c *compiler) ownRoot(t cell) {
+	if c.linux.RootfsPropagation != "" {
+		c.setattr("propagation of", "the root file system", t.get(), buf(c.empty), true, 0, 0, unix.MS_PRIVATE)
+	}
 }
 
 func propagation(s string) (uint64, bool, bool) {
@@ -110,6 +119,7 @@ func (c *compiler) rootMount(m *mount.Mount) error {
 		}
 		t = c.cell()
 		c.op(unix.SYS_OPEN_TREE, "open root file system", m.Source, num(unix.AT_FDCWD), c.s(m.Source), num(flags)).Dst = uint64(t)
+		c.ownRoot(t)
 		if o.set != 0 {
 			c.setattr("options of", "/", t.get(), buf(c.empty), false, o.set, o.clear&unix.MOUNT_ATTR__ATIME, 0)
 		}
@@ -676,15 +686,16 @@ func (c *compiler) pivot() error {
 		// The new root lies over the old one and cannot be left through "..", but the old tree stays beneath.
 		c.op(unix.SYS_CHROOT, "change root", "", c.s("."))
 	} else {
-		shared := c.linux.RootfsPropagation == "shared" || c.linux.RootfsPropagation == "rshared"
+		// By default everything is a slave of the host's mounts already.
+		peers := c.linux.RootfsPropagation != ""
 		old := c.cell()
-		if shared {
+		if peers {
 			c.op(unix.SYS_OPENAT, "open", "the old root", num(unix.AT_FDCWD), c.s("/"), num(handle|unix.O_DIRECTORY), num(0)).Dst = uint64(old)
 		}
 		c.op(unix.SYS_PIVOT_ROOT, "pivot root", "", c.s("."), c.s("."))
-		if shared {
-			// Else the unmount of the old root would reach the host's mounts, whose peers it holds. "." is the new
-			// root here, so the old one is named by its handle.
+		if peers {
+			// Else the unmount of the old root would reach the host's mounts, whose peers it may hold ("private" is not
+			// recursive). "." is the new root here, so the old one is named by its handle.
 			c.setattr("propagation of", "the old root", old.get(), buf(c.empty), true, 0, 0, unix.MS_SLAVE)
 		}
 		c.op(unix.SYS_UMOUNT2, "unmount the old root", "", c.s("."), num(unix.MNT_DETACH))

@@ -24,7 +24,7 @@ type PullFunc func(ctx context.Context, name string) (*image.Image, error)
 func (e *Engine) Create(ctx context.Context, c Config, pull PullFunc) (_ *Container, err error) {
 	steps := undo.New("run")
 	defer steps.Undo(&err)
-	h, err := e.create(ctx, c, pull, steps, nil)
+	h, err := e.create(ctx, c, pull, steps, newID())
 	if err != nil {
 		return nil, err
 	}
@@ -40,9 +40,8 @@ func (e *Engine) Create(ctx context.Context, c Config, pull PullFunc) (_ *Contai
 }
 
 // create does record -> image -> snapshot. It returns the container locked, in state creating, with its reversals on
-// steps; the lock outlives them, so that nobody sweeps what is being taken back. known, if not nil, is called as soon as
-// the image is there and the configuration accepted.
-func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *undo.Stack, known func(*held)) (_ *held, err error) {
+// steps; the lock outlives them, so that nobody sweeps what is being taken back.
+func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *undo.Stack, id string) (_ *held, err error) {
 	var h *held // not a named result: the reversals look at it after an error has been returned
 	c, err = normalize(c)
 	if err != nil {
@@ -69,7 +68,7 @@ func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *und
 				return err
 			}
 		}
-		h, err = e.record(c, img)
+		h, err = e.record(id, c, img)
 		return err
 	}, func() error {
 		defer h.unlock()
@@ -110,9 +109,6 @@ func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *und
 		return nil, err
 	}
 
-	if known != nil {
-		known(h)
-	}
 	err = steps.Do("snapshot", func() error {
 		s, err := e.snapshot()
 		if err != nil {
@@ -268,8 +264,8 @@ func cmpOr(a, b string) string {
 
 // record makes the container's directory, name and first record, in state creating, and returns it locked. Nothing
 // stays on failure.
-func (e *Engine) record(c Config, img *image.Image) (_ *held, err error) {
-	h, err := e.newRecord()
+func (e *Engine) record(id string, c Config, img *image.Image) (_ *held, err error) {
+	h, err := e.newRecord(id)
 	if err != nil {
 		return nil, err
 	}

@@ -76,27 +76,30 @@ func isID(s string) bool { return len(s) == 64 && isHex(s) }
 
 func isHex(s string) bool { return s != "" && strings.Trim(s, "0123456789abcdef") == "" }
 
-// newRecord makes the directory of a new container and takes its lock.
+// newRecord makes the directory of the new container id and takes its lock.
 //
-// Between mkdir and flock a sweep may take an empty directory for a leftover; then the lock is taken or the directory
-// gone, and another id is tried.
-func (e *Engine) newRecord() (*held, error) {
+// Between mkdir and flock a sweep may take an empty directory for a leftover: then its lock is taken, or it is gone,
+// and it is made again when the sweep has removed it.
+func (e *Engine) newRecord(id string) (*held, error) {
 	if err := e.make(); err != nil {
 		return nil, err
 	}
-	for {
-		id := newID()
-		if err := os.Mkdir(e.stateDir(id), 0o700); err != nil {
+	for tries := 0; ; tries++ {
+		err := os.Mkdir(e.stateDir(id), 0o700)
+		if err != nil && (!errors.Is(err, fs.ErrExist) || tries == 0 || tries > 1000) {
 			return nil, err
 		}
-		h, err := e.tryLock(id)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			h, err := e.tryLock(id)
+			if err != nil {
+				return nil, err
+			}
+			if h != nil {
+				h.rec = &record{Container: Container{ID: id}}
+				return h, nil
+			}
 		}
-		if h != nil {
-			h.rec = &record{Container: Container{ID: id}}
-			return h, nil
-		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -39,7 +39,7 @@ func testRecord(t *testing.T, e *Engine, name string, s Status) *record {
 	if err := e.make(); err != nil {
 		t.Fatal(err)
 	}
-	h, err := e.record(c, nil)
+	h, err := e.record(newID(), c, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func TestNames(t *testing.T) {
 	e := testEngine(t)
 	r := testRecord(t, e, "web", Created)
 	c, _ := normalize(Config{Name: "web", Image: "none"})
-	_, err := e.record(c, nil)
+	_, err := e.record(newID(), c, nil)
 	if !errdefs.Is(err, errdefs.AlreadyExists) || !strings.Contains(err.Error(), r.ID[:12]) {
 		t.Errorf("a taken name: %v, want already exists with the owner's id", err)
 	}
@@ -178,7 +178,7 @@ func TestManyWantOneName(t *testing.T) {
 	for i := range errs {
 		wg.Go(func() {
 			c, _ := normalize(Config{Name: "prize", Image: "none"})
-			h, err := e.record(c, nil)
+			h, err := e.record(newID(), c, nil)
 			errs[i] = err
 			h.unlock()
 		})

@@ -72,13 +72,13 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 	begin := time.Now()
 	making := undo.New("run")
 	defer making.Undo(&err)
-	var planted bed
-	defer func() {
-		if planted != nil && err != nil {
-			planted.withdraw()
-		}
-	}()
-	h, err := e.create(ctx, c, pull, making, func(h *held) { planted = h.plant(o) })
+	if c, err = normalize(c); err != nil {
+		return nil, err
+	}
+	id := newID()
+	planted := e.plant(id, c.Network, o)
+	defer planted.withdraw()
+	h, err := e.create(ctx, c, pull, making, id)
 	if err != nil {
 		return nil, err
 	}
@@ -147,16 +147,16 @@ func (b bed) withdraw() {
 }
 
 // plant starts the container's monitor while the container is being prepared: a process takes milliseconds to start.
-func (h *held) plant(o StartOptions) bed {
+func (e *Engine) plant(id, network string, o StartOptions) bed {
 	planted := make(bed, 1)
 	files := map[string]*os.File{}
-	if h.rec.Config.Network == "bridge" {
+	if network == "bridge" {
 		files["netns"] = nil
 	}
-	run := h.e.runDir(h.rec.ID)
+	run := e.runDir(id)
 	at := time.Now()
 	go func() {
-		binary, err := h.e.runtime()
+		binary, err := e.runtime()
 		if err != nil {
 			planted <- seed{err: err, at: at, up: time.Now()}
 			return
@@ -187,7 +187,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		return nil, err
 	}
 	if planted == nil {
-		planted = h.plant(o)
+		planted = e.plant(r.ID, r.Config.Network, o)
 	}
 	defer planted.withdraw()
 	if err := os.Mkdir(run, 0o700); err != nil {
@@ -298,11 +298,11 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	}
 
 	var client *monitor.Client
-	var at time.Time // when the monitor was told: its clock begins there
+	var made time.Time // when the container was there
 	var plant undo.Span
 	err = steps.Do("monitor", func() (err error) {
 		p := planted.take()
-		at, plant = time.Now(), undo.Span{Name: "run.plant", Start: p.at.Sub(begun), Took: p.up.Sub(p.at)}
+		plant = undo.Span{Name: "run.plant", Start: p.at.Sub(begun), Took: p.up.Sub(p.at)}
 		if p.err != nil {
 			return p.err
 		}
@@ -321,6 +321,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		if r.Pid, err = client.Created(ctx); err != nil {
 			return errors.Join(err, h.dismiss(client))
 		}
+		made = time.Now()
 		for _, w := range client.Warnings() {
 			r.Warnings = appendNew(r.Warnings, w)
 		}
@@ -349,8 +350,15 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	if !o.attached() {
 		client.Renounce() // its end is nobody's but the monitor's, until somebody calls Finish
 	}
+	// The monitor's clock began when it had started and heard of its container; both know when that was created.
+	clock := made.Sub(begun)
+	for _, sp := range inner {
+		if sp.Name == "monitor.create" {
+			clock -= sp.Start + sp.Took
+		}
+	}
 	c := r.Container
-	return &Session{Container: &c, Client: client, Spans: append(append(steps.Spans(), plant), shifted(inner, at.Sub(begun))...), promised: o.attached()}, nil
+	return &Session{Container: &c, Client: client, Spans: append(append(steps.Spans(), plant), shifted(inner, clock)...), promised: o.attached()}, nil
 }
 
 // names are what /etc/hosts, /etc/resolv.conf and /etc/hostname are made of.

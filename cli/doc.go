@@ -6,11 +6,11 @@
 // that comes back into two lines on stderr and an exit code:
 //
 //	onggi: cannot run ngnix: the registry has no repository docker.io/library/ngnix
-//	  fix: check the spelling, or log in with: onggi login docker.io
+//	  fix: check the spelling of the name and the tag
 //
-// Exit codes are docker's: 125 for a flag that is wrong and for the engine's own failures in run and create, 126 and 127
-// when the container's command cannot be executed or found, the container's own code after that, 128+n for a client
-// that signal n ended, 1 for every other failure.
+// Exit codes are docker's: 125 for a flag that is wrong and for the engine's own failures in run and create, 126 and
+// 127 when the container's command cannot be executed or found, the container's own code after that, 128+n for a
+// client that signal n ended, 1 for every other failure.
 //
 // Streams of a container are never copied here: run and start hand their own descriptors to the container's monitor
 // (engine.StartOptions), and exec replaces itself by the runtime.

@@ -9,8 +9,8 @@ import (
 const atOnce = 16
 
 // forEach calls do for each argument, several at once, and prints what it returns, one line each, in the order of the
-// arguments and as soon as it is known. An argument that fails is reported and does not keep the others from being done;
-// the exit code is then 1.
+// arguments and as soon as it is known. An argument that fails is reported and does not keep the others from being
+// done; the exit code is then 1.
 func (a *app) forEach(ctx context.Context, args []string, do func(context.Context, string) (string, error)) error {
 	type result struct {
 		text string

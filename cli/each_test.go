@@ -35,8 +35,8 @@ func inProcess(t *testing.T) (a *app, output func() (string, string)) {
 	}
 }
 
-// TestForEach: results come in the order of the arguments whatever takes longest, and one that fails keeps no other from
-// being done.
+// TestForEach: results come in the order of the arguments whatever takes longest, and one that fails keeps no other
+// from being done.
 func TestForEach(t *testing.T) {
 	a, output := inProcess(t)
 	var args []string

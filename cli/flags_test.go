@@ -110,8 +110,8 @@ func TestPortsBecomeConfig(t *testing.T) {
 	}
 }
 
-// TestBadValues: every wrong value ends in an error of docker's exit code that names the flag, the value, the reason and
-// the fix.
+// TestBadValues: every wrong value ends in an error of docker's exit code that names the flag, the value, the reason
+// and the fix.
 func TestBadValues(t *testing.T) {
 	for _, c := range []struct{ args, names string }{
 		{"--memory 0 img", "--memory=0"},

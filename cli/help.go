@@ -9,7 +9,8 @@ import (
 	"golang.org/x/term"
 )
 
-// help prints a command's manual page: usage, description, flags, examples. Its width follows the terminal, 80 elsewhere.
+// help prints a command's manual page: usage, description, flags, examples. Its width follows the terminal, 80
+// elsewhere.
 func (a *app) help(c *cobra.Command, _ []string) {
 	p := a.paint(a.out)
 	width := 80

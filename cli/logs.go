@@ -75,8 +75,8 @@ func buildLogs(a *app, c *cobra.Command) {
 	}
 }
 
-// pair buffers two streams that may be one terminal: what waits for the one is written before the other goes on, so that
-// lines appear in the order in which they were written.
+// pair buffers two streams that may be one terminal: what waits for the one is written before the other goes on, so
+// that lines appear in the order in which they were written.
 type pair struct {
 	mu       sync.Mutex
 	out, err *bufio.Writer

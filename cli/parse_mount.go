@@ -10,8 +10,8 @@ import (
 	"github.com/onggi/onggi/spec"
 )
 
-// parseVolume reads -v: [SOURCE:]TARGET[:OPTION,...]. A source with a slash or a leading dot is a path (relative to cwd),
-// any other the name of a volume; without a source the volume is anonymous.
+// parseVolume reads -v: [SOURCE:]TARGET[:OPTION,...]. A source with a slash or a leading dot is a path (relative to
+// cwd), any other the name of a volume; without a source the volume is anonymous.
 func parseVolume(s, cwd string) (spec.Mount, error) {
 	m := spec.Mount{Type: "volume"}
 	parts := strings.Split(s, ":")

@@ -11,7 +11,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// parseUlimit reads NAME=SOFT[:HARD]; -1 and "unlimited" are no limit; a hard limit that is left out equals the soft one.
+// parseUlimit reads NAME=SOFT[:HARD]; -1 and "unlimited" are no limit; a hard limit that is left out equals the soft
+// one.
 func parseUlimit(s string) (spec.Ulimit, error) {
 	name, value, ok := strings.Cut(s, "=")
 	u := spec.Ulimit{Name: name}

@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// parseSize reads a number of bytes as docker's users write it: 512m, 1.5g, 64MiB, 1048576, "32 kb". Units are powers of
-// 1024 and their case does not matter. The result is at least 1 and at most 2^63-1; a fraction of a byte is cut off.
+// parseSize reads a number of bytes as docker's users write it: 512m, 1.5g, 64MiB, 1048576, "32 kb". Units are powers
+// of 1024 and their case does not matter. The result is at least 1 and at most 2^63-1; a fraction of a byte is cut
+// off.
 func parseSize(s string) (int64, error) {
 	digits := 0
 	for digits < len(s) && (s[digits] >= '0' && s[digits] <= '9' || s[digits] == '.') {

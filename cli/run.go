@@ -560,9 +560,9 @@ func (r *running) passOn(_ context.Context, c *monitor.Client, giveUp context.Ca
 	r.early = nil
 }
 
-// watchReader ends the client when its output cannot be written any more, as SIGPIPE ends a program that writes: `run ... |
-// head` returns. The bytes do not pass through this process, so it is the monitor that notices. A container that ends by
-// itself is waited for a moment: its exit code says more.
+// watchReader ends the client when its output cannot be written any more, as SIGPIPE ends a program that writes: `run
+// ... | head` returns. The bytes do not pass through this process, so it is the monitor that notices. A container
+// that ends by itself is waited for a moment: its exit code says more.
 func (r *running) watchReader(ctx context.Context, c *monitor.Client) {
 	select {
 	case <-c.Broken():

@@ -67,7 +67,7 @@ func (k *Kind) UnmarshalText(b []byte) error {
 //
 //	&Error{Op: "run", What: "ngnix", Kind: NotFound,
 //		Why: "the registry has no repository docker.io/library/ngnix",
-//		Fix: "check the spelling, or log in with: onggi login docker.io"}
+//		Fix: "check the spelling of the name and the tag"}
 type Error struct {
 	Op   string // what was being done, as a verb in the infinitive: "pull", "mount the root file system"
 	What string // to which object, as the user named it
@@ -253,8 +253,9 @@ var codes = [...]struct {
 	Internal:         {125, 500, 13},
 }
 
-// ExitCode returns what `onggi run`, `create`, `start` and `exec` exit with for this kind: 125 for the engine's own
-// failures, 126 and 127 for a command that cannot be executed or found (docker run, "Exit status").
+// ExitCode returns what `onggi run` and `create` exit with for this kind (start and exec only for 126 and 127): 125
+// for the engine's own failures, 126 and 127 for a command that cannot be executed or found (docker run, "Exit
+// status").
 func (k Kind) ExitCode() int { return codes[k].exit }
 
 // HTTPStatus returns the HTTP status of the Docker Engine API for this kind.

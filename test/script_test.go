@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestScripts runs the stories of the command line (script/*.txt), each on a store of its own that already holds the image
-// "busybox". Besides testscript's commands a story has:
+// TestScripts runs the stories of the command line (script/*.txt), each on a store of its own that already holds the
+// image "busybox". Besides testscript's commands a story has:
 //
 //	onggi ARGS              run onggi; ! onggi for one that must fail
 //	code N COMMAND          run a command that must exit with N

@@ -110,8 +110,8 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// namespaces reads the inode of each namespace. The first ones of a kernel have fixed numbers (linux/proc_ns.h); the user
-// namespace is the host's too when it maps every id to itself.
+// namespaces reads the inode of each namespace. The first ones of a kernel have fixed numbers (linux/proc_ns.h); the
+// user namespace is the host's too when it maps every id to itself.
 func namespaces(root, uidMap string) []namespace {
 	initial := map[string]string{
 		"ipc": "4026531839", "uts": "4026531838", "user": "4026531837", "pid": "4026531836",
@@ -228,8 +228,8 @@ func (f *facts) limits(read func(string) string) {
 	}
 }
 
-// rootFS reads the type of the root file system, and from overlayfs's options how many layers it stacks: lowerdir=A:B:C,
-// or lowerdir+=A once a layer with the newer mount calls.
+// rootFS reads the type of the root file system, and from overlayfs's options how many layers it stacks:
+// lowerdir=A:B:C, or lowerdir+=A once a layer with the newer mount calls.
 func (f *facts) rootFS(mountinfo string) {
 	for _, line := range strings.Split(mountinfo, "\n") {
 		left, right, ok := strings.Cut(line, " - ")

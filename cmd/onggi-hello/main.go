@@ -1,7 +1,7 @@
-// Command onggi-hello is the program of the image onggi/hello: it looks around inside its container and reports what a
-// virtual machine would have booted there, and what the kernel gave instead. It speaks Korean when LC_ALL, LC_MESSAGES or
-// LANG begins with "ko", and English otherwise. It needs nothing but /proc and a writable /tmp, and what it cannot read
-// it leaves out.
+// Command onggi-hello is the program of the image onggi/hello: it looks around inside its container and reports what
+// a virtual machine would have booted there, and what the kernel gave instead. It speaks Korean when LC_ALL,
+// LC_MESSAGES or LANG begins with "ko", and English otherwise. It needs nothing but /proc and a writable /tmp, and
+// what it cannot read it leaves out.
 package main
 
 import (

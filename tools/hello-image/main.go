@@ -1,5 +1,6 @@
-// Command hello-image builds the image onggi/hello as an OCI archive: the same bytes for the same sources and Go version,
-// without a network. Layers are plain tar (the archive lies uncompressed inside a program, and is unpacked at first use):
+// Command hello-image builds the image onggi/hello as an OCI archive: the same bytes for the same sources and Go
+// version, without a network. Layers are plain tar (the archive lies uncompressed inside a program, and is unpacked
+// at first use):
 //
 //	layer 1  the base: users, os-release, /tmp
 //	layer 2  the program cmd/onggi-hello, static

@@ -14,8 +14,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestImage builds the archive twice: the bytes are the same, every blob is what its digest says, and the image has three
-// layers with what the report needs.
+// TestImage builds the archive twice: the bytes are the same, every blob is what its digest says, and the image has
+// three layers with what the report needs.
 func TestImage(t *testing.T) {
 	dir := t.TempDir()
 	var archives [2][]byte

@@ -9,6 +9,7 @@ import (
 // Name says what an operation is for: "mount /proc". Two words, so that making one costs nothing.
 type Name struct{ Verb, What string }
 
+// String reads "verb what".
 func (n Name) String() string {
 	if n.What == "" {
 		return n.Verb

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -95,14 +96,14 @@ func TestWalk(t *testing.T) {
 		if len(id) != 64 {
 			t.Errorf("run -d prints %q, not an id", id)
 		}
-		port := h.onggi("inspect", "--format", "json", "web")
-		i := strings.Index(port, `"HostPort": "`)
-		if i < 0 {
-			t.Fatalf("inspect shows no HostPort:\n%s", port)
+		answer := func() string {
+			m := regexp.MustCompile(`"HostPort": "(\d+)"`).FindStringSubmatch(h.onggi("inspect", "--format", "json", "web"))
+			if m == nil {
+				t.Fatal("inspect shows no HostPort")
+			}
+			return dialEventually(t, "127.0.0.1:"+m[1])
 		}
-		port = port[i+len(`"HostPort": "`):]
-		port = port[:strings.IndexByte(port, '"')]
-		if body := dialEventually(t, "127.0.0.1:"+port); !strings.Contains(body, "hello") {
+		if body := answer(); !strings.Contains(body, "hello") {
 			t.Errorf("answer %q", body)
 		}
 		r := h.try("logs", "web")
@@ -120,7 +121,7 @@ func TestWalk(t *testing.T) {
 			t.Errorf("ps -a after stop:\n%s", out)
 		}
 		h.onggi("start", "web")
-		dialEventually(t, "127.0.0.1:"+port)
+		answer() // the kernel chose another port: -p 127.0.0.1:0 is asked anew at each start
 		h.onggi("rm", "-f", "web")
 	})
 

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/onggi/onggi/runtime/seccomp"
@@ -72,10 +73,14 @@ func (c *compiler) process() error {
 		c.check("no_new_privs", got.get(), num(1), ^uint64(0), int(unix.EPERM))
 	}
 	c.op(unix.SYS_CLOSE_RANGE, "close descriptors on exec", "", num(3+c.in.Fds.Preserve), word(0x7fffffff), num(unix.CLOSE_RANGE_CLOEXEC))
-	// A shell that runs the engine in the background has these ignored, and ignoring is inherited.
+	// Ignoring is inherited: a shell ignores SIGINT and SIGQUIT for what it runs in the background, nohup ignores SIGHUP,
+	// and posix_spawn of glibc (make uses it) ignores its internal signal 32.
 	none := c.words(0, 0, 0, 0)
-	for _, sig := range [...]unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE} {
-		c.op(unix.SYS_RT_SIGACTION, "reset", unix.SignalName(sig), num(int(sig)), buf(none), num(0), num(8))
+	for sig := 1; sig <= lastSignal; sig++ {
+		if sig == int(unix.SIGKILL) || sig == int(unix.SIGSTOP) {
+			continue
+		}
+		c.op(unix.SYS_RT_SIGACTION, "reset", signalName(sig), num(sig), buf(none), num(0), num(8))
 	}
 	c.phase("process")
 	if c.in.Fds.Gate >= 0 {
@@ -101,6 +106,16 @@ func (c *compiler) process() error {
 	c.op(unix.SYS_RT_SIGPROCMASK, "unblock signals", "", num(unix.SIG_SETMASK), buf(c.words(0)), num(0), num(8))
 	c.execute(p)
 	return nil
+}
+
+// lastSignal is the last number that Linux gives (signal(7)).
+const lastSignal = 64
+
+func signalName(sig int) string {
+	if s := unix.SignalName(unix.Signal(sig)); s != "" {
+		return s
+	}
+	return "signal " + strconv.Itoa(sig)
 }
 
 func (c *compiler) lastCap() int {

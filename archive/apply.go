@@ -85,8 +85,10 @@ func newApplier(ctx context.Context, r io.Reader, dir *os.File, o Options) (*app
 	switch o.Whiteouts {
 	case "", "overlay", "none":
 	default:
-		return nil, &errdefs.Error{Op: "unpack a layer", Kind: errdefs.InvalidArgument,
-			Why: fmt.Sprintf("there is no form of whiteouts called %q", o.Whiteouts)}
+		return nil, &errdefs.Error{
+			Op: "unpack a layer", Kind: errdefs.InvalidArgument,
+			Why: fmt.Sprintf("there is no form of whiteouts called %q", o.Whiteouts),
+		}
 	}
 	l := o.Limits
 	if l.Entries == 0 {
@@ -173,7 +175,8 @@ func (a *applier) entry(h *tar.Header) error {
 	case tar.TypeDir:
 		_, err := a.mkdir(p, base, m)
 		return err
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // TypeRegA: old archives have it
+	//lint:ignore SA1019 old archives have TypeRegA
+	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse:
 		return a.file(p, base, h, m)
 	case tar.TypeLink:
 		return a.hardLink(p, base, h)
@@ -248,8 +251,10 @@ func (a *applier) whiteout(h *tar.Header, name string) (done bool, err error) {
 		return false, nil
 	}
 	if a.o.Whiteouts == "none" {
-		return true, &errdefs.Error{Kind: errdefs.InvalidArgument, Why: "it is a whiteout, and this archive is not a layer on others",
-			Fix: "name the file otherwise; names that begin with .wh. delete files in container images"}
+		return true, &errdefs.Error{
+			Kind: errdefs.InvalidArgument, Why: "it is a whiteout, and this archive is not a layer on others",
+			Fix: "name the file otherwise; names that begin with .wh. delete files in container images",
+		}
 	}
 	switch {
 	case base == opaqueName:

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,8 +12,6 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
-
-	"bytes"
 
 	"github.com/onggi/onggi/errdefs"
 	"golang.org/x/sys/unix"
@@ -37,10 +36,14 @@ func TestApply(t *testing.T) {
 			dir("./", 0o755), dir("./a/", 0o750), file("./a/f", "hello"), sym("a/l", "/etc/../x"), link("a/h", "./a/f"), link("h2", "/a/f"),
 			node(tar.TypeChar, "null", 1, 3), node(tar.TypeBlock, "disk", 259, 70000), node(tar.TypeFifo, "pipe", 0, 0),
 		}, want: "a d 750\na/f f 644 hello\na/h f 644 = a/f\na/l l 777 -> /etc/../x\ndisk b 600 259:70000\nh2 f 644 = a/f\nnull c 600 1:3\npipe p 600\n"},
-		{name: "absolute names lie inside", entries: []any{file("/etc/passwd", "root"), file("//x//y", "z")},
-			want: "etc d 755\netc/passwd f 644 root\nx d 755\nx/y f 644 z\n", implied: ". etc x"},
-		{name: "odd names", entries: []any{file("a\xff\xfe b\n", "bytes"), file("...", "dots"), file(".whatever", "w"), file("a.wh.b", "m"), file("-rf", "")},
-			want: "-rf f 644\n... f 644 dots\n.whatever f 644 w\na.wh.b f 644 m\na\xff\xfe b\n f 644 bytes\n", implied: "."},
+		{
+			name: "absolute names lie inside", entries: []any{file("/etc/passwd", "root"), file("//x//y", "z")},
+			want: "etc d 755\netc/passwd f 644 root\nx d 755\nx/y f 644 z\n", implied: ". etc x",
+		},
+		{
+			name: "odd names", entries: []any{file("a\xff\xfe b\n", "bytes"), file("...", "dots"), file(".whatever", "w"), file("a.wh.b", "m"), file("-rf", "")},
+			want: "-rf f 644\n... f 644 dots\n.whatever f 644 w\na.wh.b f 644 m\na\xff\xfe b\n f 644 bytes\n", implied: ".",
+		},
 		{name: "modes", entries: []any{
 			dir("tmp", 0o1777), dir("sg", 0o2775), file("sg/child", "x"), dir("sg/sub", 0o755), moded(file("su", "x"), 0o4755), moded(file("none", "x"), 0),
 			moded(file("all", "x"), 0o7777), dir("closed", 0), file("closed/f", "y"),
@@ -52,8 +55,10 @@ func TestApply(t *testing.T) {
 			file("f", "old and longer"), file("f", "new"), file("d", "file"), dir("d", 0o700), file("d/x", "x"), dir("e", 0o755), file("e/in", ""), file("e", "file"),
 			sym("l", "a"), file("l", "no link"), file("m", "x"), sym("m", "y"), dir("g", 0o700), dir("g", 0o711),
 		}, want: "d d 700 opaque=y\nd/x f 644 x\ne f 644 file\nf f 644 new\ng d 711\nl f 644 no link\nm l 777 -> y\n", implied: "."},
-		{name: "hard link kept when its file is written again", entries: []any{file("f", "one"), link("h", "f"), file("f", "two"), link("f2", "f")},
-			want: "f f 644 two\nf2 f 644 = f\nh f 644 one\n", implied: "."},
+		{
+			name: "hard link kept when its file is written again", entries: []any{file("f", "one"), link("h", "f"), file("f", "two"), link("f2", "f")},
+			want: "f f 644 two\nf2 f 644 = f\nh f 644 one\n", implied: ".",
+		},
 		{name: "hard link to itself", entries: []any{file("f", "x"), link("f", "f"), link("./f", "/f")}, want: "f f 644 x\n", implied: "."},
 		{name: "hard link to a link", entries: []any{sym("s", "/nowhere"), link("h", "s")}, want: "h l 777 -> /nowhere\ns l 777 -> /nowhere\n", implied: "."},
 		{name: "links as parents", entries: []any{
@@ -61,28 +66,40 @@ func TestApply(t *testing.T) {
 			dir("lib/d", 0o700), sym("run", "/var/run"), file("run/pid", "4"), link("run/pid2", "lib/a"),
 		}, want: "abs l 777 -> /usr\nlib l 777 -> usr/lib\nrun l 777 -> /var/run\nusr d 755\nusr/lib d 755\nusr/lib/a f 644 1\nusr/lib/b f 644 2\nusr/lib/c f 644 3\nusr/lib/d d 700\n" +
 			"usr/up l 777 -> ../../../usr/lib\nvar d 755\nvar/run d 755\nvar/run/pid f 644 4\nvar/run/pid2 f 644 = usr/lib/a\n", implied: ". usr var var/run"},
-		{name: "a link replaced by a directory", entries: []any{dir("b", 0o755), sym("a", "b"), file("a/x", "1"), dir("a", 0o700), file("a/y", "2")},
-			want: "a d 700 opaque=y\na/y f 644 2\nb d 755\nb/x f 644 1\n", implied: "."},
-		{name: "a parent replaced while it is in the cache", entries: []any{file("a/b/c", "1"), file("a/b", "file"), file("a/d", "2"), file("a", "gone"), dir("a", 0o755), file("a/b/c", "3")},
-			want: "a d 755 opaque=y\na/b d 755\na/b/c f 644 3\n", implied: ". a/b"},
-		{name: "whiteouts", entries: []any{file("d/.wh.gone", ""), file(".wh.top", ""), file("e/.wh..wh..opq", ""), file("e/new", "x"), file(".wh..wh.aufs", "junk"), file(".wh..wh.plnk/1.2", "junk")},
-			want: "d d 755\nd/gone c 0 0:0\ne d 755 opaque=y\ne/new f 644 x\ntop c 0 0:0\n", implied: ". d e"},
+		{
+			name: "a link replaced by a directory", entries: []any{dir("b", 0o755), sym("a", "b"), file("a/x", "1"), dir("a", 0o700), file("a/y", "2")},
+			want: "a d 700 opaque=y\na/y f 644 2\nb d 755\nb/x f 644 1\n", implied: ".",
+		},
+		{
+			name: "a parent replaced while it is in the cache", entries: []any{file("a/b/c", "1"), file("a/b", "file"), file("a/d", "2"), file("a", "gone"), dir("a", 0o755), file("a/b/c", "3")},
+			want: "a d 755 opaque=y\na/b d 755\na/b/c f 644 3\n", implied: ". a/b",
+		},
+		{
+			name: "whiteouts", entries: []any{file("d/.wh.gone", ""), file(".wh.top", ""), file("e/.wh..wh..opq", ""), file("e/new", "x"), file(".wh..wh.aufs", "junk"), file(".wh..wh.plnk/1.2", "junk")},
+			want: "d d 755\nd/gone c 0 0:0\ne d 755 opaque=y\ne/new f 644 x\ntop c 0 0:0\n", implied: ". d e",
+		},
 		{name: "whiteout and the same name", entries: []any{
 			file(".wh.f", ""), file("f", "new"), file("g", "new"), file(".wh.g", ""), file(".wh.d", ""), file("d/in", "x"), dir("e", 0o755), file("e/in", "y"), file(".wh.e", ""), file(".wh.e", ""),
 			file("i/in", "z"), file(".wh.i", ""),
 		}, want: "d d 755 opaque=y\nd/in f 644 x\ne d 755 opaque=y\ne/in f 644 y\nf f 644 new\ng f 644 new\ni d 755 opaque=y\ni/in f 644 z\n", implied: "."},
 		{name: "opaque root", entries: []any{file(".wh..wh..opq", ""), file("x", "y")}, want: "x f 644 y\n", implied: ".", opaque: true},
-		{name: "an implied directory that is described later", entries: []any{file("a/f", "x"), dir("a", 0o700), file("b/f", "x"), file("b", "no directory")},
-			want: "a d 700\na/f f 644 x\nb f 644 no directory\n", implied: "."},
-		{name: "long names", entries: []any{file(long, "x")},
+		{
+			name: "an implied directory that is described later", entries: []any{file("a/f", "x"), dir("a", 0o700), file("b/f", "x"), file("b", "no directory")},
+			want: "a d 700\na/f f 644 x\nb f 644 no directory\n", implied: ".",
+		},
+		{
+			name: "long names", entries: []any{file(long, "x")},
 			want: func() (s string) {
 				for i := 1; i <= 60; i++ {
 					s += strings.TrimSuffix(strings.Repeat("long/", i), "/") + " d 755\n"
 				}
 				return s + long + " f 644 x\n"
-			}(), implied: "#61"},
-		{name: "git's comment", entries: []any{tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "1234"}}, file("f", "x")},
-			want: "f f 644 x\n", implied: "."},
+			}(), implied: "#61",
+		},
+		{
+			name: "git's comment", entries: []any{tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "1234"}}, file("f", "x")},
+			want: "f f 644 x\n", implied: ".",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in, s, err := apply(t, mkTar(t, c.entries...), Options{})

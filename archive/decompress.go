@@ -51,9 +51,11 @@ func sniff(head []byte) (Compression, error) {
 			if len(head) >= 262 && string(head[257:262]) == "ustar" {
 				return Plain, nil // a tar whose first name begins like that
 			}
-			return Plain, &errdefs.Error{Op: "decompress the archive", Kind: errdefs.Unsupported,
+			return Plain, &errdefs.Error{
+				Op: "decompress the archive", Kind: errdefs.Unsupported,
 				Why: "it is " + m.name + "; layers are plain, gzip or zstd (image-spec)",
-				Fix: "decompress it first and give the plain tar"}
+				Fix: "decompress it first and give the plain tar",
+			}
 		}
 		return m.c, nil
 	}

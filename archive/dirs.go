@@ -283,8 +283,10 @@ func (a *applier) setOpaque(h *handle) error {
 		return nil
 	}
 	if err := unix.Fsetxattr(h.fd, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
-		return &errdefs.Error{Op: "mark as opaque", What: h.path, Kind: errdefs.KindOf(err), Err: err,
-			Why: "the attribute trusted.overlay.opaque needs CAP_SYS_ADMIN and a file system with extended attributes"}
+		return &errdefs.Error{
+			Op: "mark as opaque", What: h.path, Kind: errdefs.KindOf(err), Err: err,
+			Why: "the attribute trusted.overlay.opaque needs CAP_SYS_ADMIN and a file system with extended attributes",
+		}
 	}
 	return nil
 }

@@ -165,8 +165,10 @@ func TestGzipHeaders(t *testing.T) {
 	for name, c := range map[string]struct {
 		in string
 		ok bool
-	}{"header checksum": {good, true}, "wrong header checksum": {bad, false}, "reserved flag": {reserved, false}, "endless name": {endless, false},
-		"wrong size": {body[:len(body)-1] + "\x01", false}, "other method": {body[:2] + "\x07" + body[3:], false}} {
+	}{
+		"header checksum": {good, true}, "wrong header checksum": {bad, false}, "reserved flag": {reserved, false}, "endless name": {endless, false},
+		"wrong size": {body[:len(body)-1] + "\x01", false}, "other method": {body[:2] + "\x07" + body[3:], false},
+	} {
 		if got, _, err := decompressAll(strings.NewReader(c.in)); (err == nil) != c.ok || c.ok && got != "content" {
 			t.Errorf("%s: got %q, %v; want ok %v", name, got, err, c.ok)
 		}

@@ -23,15 +23,19 @@ var then = time.Date(2020, 2, 3, 4, 5, 6, 789, time.UTC)
 func dir(name string, mode int64) tar.Header {
 	return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}
 }
+
 func file(name, body string) entry {
 	return entry{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, body}
 }
+
 func sym(name, target string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}
 }
+
 func link(name, target string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o644}
 }
+
 func node(typ byte, name string, major, minor int64) tar.Header {
 	return tar.Header{Typeflag: typ, Name: name, Devmajor: major, Devminor: minor, Mode: 0o600}
 }

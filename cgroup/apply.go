@@ -1,5 +1,7 @@
 package cgroup
 
+//lint:file-ignore SA1019 the deprecated limits are refused by name, not ignored
+
 import (
 	"errors"
 	"math"
@@ -98,9 +100,11 @@ func (g *Group) want(field, v1, v2 string) (*dir, error) {
 	if !g.l.V2 {
 		name = v1
 	}
-	return nil, &errdefs.Error{Op: "set", What: "linux.resources." + field, Kind: kindOr(err, errdefs.Unsupported),
+	return nil, &errdefs.Error{
+		Op: "set", What: "linux.resources." + field, Kind: kindOr(err, errdefs.Unsupported),
 		Why: "the controller " + name + " cannot be used", Err: err,
-		Fix: "leave the limit out, or give this process a cgroup with the controller " + name}
+		Fix: "leave the limit out, or give this process a cgroup with the controller " + name,
+	}
 }
 
 func kindOr(err error, k errdefs.Kind) errdefs.Kind {
@@ -321,8 +325,10 @@ func (d *dir) memory1(m *runspec.LinuxMemory) error {
 func (d *dir) explainMemory(field, file, value string, err error) error {
 	if err == unix.EBUSY {
 		used, _ := readUint(d.fd, "memory.usage_in_bytes")
-		return &errdefs.Error{Op: "set", What: "linux.resources." + field, Kind: errdefs.Conflict, Err: err,
-			Why: "the group uses " + u64(used) + " bytes already, more than " + value, Fix: "choose a larger limit, or stop processes first"}
+		return &errdefs.Error{
+			Op: "set", What: "linux.resources." + field, Kind: errdefs.Conflict, Err: err,
+			Why: "the group uses " + u64(used) + " bytes already, more than " + value, Fix: "choose a larger limit, or stop processes first",
+		}
 	}
 	return d.explain(field, file, value, err)
 }
@@ -347,9 +353,11 @@ func (d *dir) memory2(m *runspec.LinuxMemory) error {
 			return &errdefs.Error{Op: "read", What: d.path + "/memory.current", Err: err}
 		}
 		if used > uint64(*m.Limit) {
-			return &errdefs.Error{Op: "set", What: "linux.resources.memory.limit", Kind: errdefs.Conflict,
+			return &errdefs.Error{
+				Op: "set", What: "linux.resources.memory.limit", Kind: errdefs.Conflict,
 				Why: "the group uses " + u64(used) + " bytes already, more than " + i64(*m.Limit) + ", and checkBeforeUpdate is set",
-				Fix: "choose a larger limit, or stop processes first"}
+				Fix: "choose a larger limit, or stop processes first",
+			}
 		}
 	}
 	if swapMax != "" {
@@ -821,8 +829,10 @@ func (g *Group) applyUnified(m map[string]string) error {
 		} else {
 			var err error
 			if d, err = g.controller(controller); err != nil {
-				return &errdefs.Error{Op: "set", What: "linux.resources." + field, Kind: kindOr(err, errdefs.Unsupported),
-					Why: "the controller " + controller + " cannot be used", Err: err}
+				return &errdefs.Error{
+					Op: "set", What: "linux.resources." + field, Kind: kindOr(err, errdefs.Unsupported),
+					Why: "the controller " + controller + " cannot be used", Err: err,
+				}
 			}
 		}
 		if d == nil || !d.h.v2 {

@@ -1,5 +1,7 @@
 package cgroup
 
+//lint:file-ignore SA1019 the deprecated limits are refused by name, not ignored
+
 import (
 	"bufio"
 	"errors"
@@ -266,8 +268,10 @@ func TestCreateIsThereAndRemoveIsIdempotent(t *testing.T) {
 
 func TestCreateRefusesPaths(t *testing.T) {
 	l := layout(t)
-	for _, p := range []string{"", "/", "//", "/.", "..", "/a/../b", "/../x", "/a\nb", "/a\x00b", "/" + strings.Repeat("x", 256),
-		strings.Repeat("/abcdefghi", 500)} {
+	for _, p := range []string{
+		"", "/", "//", "/.", "..", "/a/../b", "/../x", "/a\nb", "/a\x00b", "/" + strings.Repeat("x", 256),
+		strings.Repeat("/abcdefghi", 500),
+	} {
 		g, err := Create(l, p)
 		if err == nil {
 			_ = g.Remove()
@@ -760,8 +764,10 @@ func TestApplyRefusesWhatTheHostLacks(t *testing.T) {
 	}
 	wantRefused(t, g.Apply(&runspec.LinuxResources{BlockIO: &runspec.LinuxBlockIO{Weight: ptr(uint16(5))}}), "blockIO.weight", errdefs.InvalidArgument)
 	// docker's zeros ask for nothing.
-	if err := g.Apply(&runspec.LinuxResources{BlockIO: &runspec.LinuxBlockIO{Weight: ptr(uint16(0))}, Memory: &runspec.LinuxMemory{DisableOOMKiller: ptr(false)},
-		CPU: &runspec.LinuxCPU{Shares: ptr(uint64(0))}, Pids: nil}); err != nil {
+	if err := g.Apply(&runspec.LinuxResources{
+		BlockIO: &runspec.LinuxBlockIO{Weight: ptr(uint16(0))}, Memory: &runspec.LinuxMemory{DisableOOMKiller: ptr(false)},
+		CPU: &runspec.LinuxCPU{Shares: ptr(uint64(0))}, Pids: nil,
+	}); err != nil {
 		t.Error(err)
 	}
 }

@@ -56,8 +56,10 @@ type Skip struct {
 // cleanPath checks a group path. A path with ".." would leave the place that it names.
 func cleanPath(path string) (string, error) {
 	bad := func(why string) error {
-		return &errdefs.Error{Op: "use control group path", What: strconv.Quote(path), Kind: errdefs.InvalidArgument, Why: why,
-			Fix: `set linux.cgroupsPath to something like "/onggi/ID"`}
+		return &errdefs.Error{
+			Op: "use control group path", What: strconv.Quote(path), Kind: errdefs.InvalidArgument, Why: why,
+			Fix: `set linux.cgroupsPath to something like "/onggi/ID"`,
+		}
 	}
 	if len(path) >= 4096 {
 		path = path[:40]
@@ -163,9 +165,11 @@ func CreateFrom(l *Layout, path string, born func(dir *os.File)) (g *Group, err 
 		for i := range g.dirs {
 			whys = append(whys, g.dirs[i].why)
 		}
-		return nil, &errdefs.Error{Op: "create control group", What: clean, Kind: errdefs.Forbidden,
+		return nil, &errdefs.Error{
+			Op: "create control group", What: clean, Kind: errdefs.Forbidden,
 			Why: "no cgroup hierarchy can be written here", Err: errors.Join(whys...),
-			Fix: "run as root, or have a cgroup delegated to this user (systemd: Delegate=yes)"}
+			Fix: "run as root, or have a cgroup delegated to this user (systemd: Delegate=yes)",
+		}
 	}
 	return g, nil
 }
@@ -380,9 +384,11 @@ func (d *dir) enable() error {
 		return err
 	}
 	if kind, err := readAt(d.fd, "cgroup.type"); err == nil && kind != "domain" {
-		return &errdefs.Error{Op: "create control group", What: d.path, Kind: errdefs.Conflict,
+		return &errdefs.Error{
+			Op: "create control group", What: d.path, Kind: errdefs.Conflict,
 			Why: "its type is " + strconv.Quote(kind) + ": a group above it is threaded, and no process can live below that (cgroups(7), thread mode)",
-			Fix: "choose a linux.cgroupsPath outside of the threaded subtree"}
+			Fix: "choose a linux.cgroupsPath outside of the threaded subtree",
+		}
 	}
 	return nil
 }
@@ -693,8 +699,10 @@ func removeBelow(path string, depth int) error {
 }
 
 func (d *dir) stillBusy(err error) error {
-	e := &errdefs.Error{Op: "remove control group", What: d.path, Kind: errdefs.Conflict, Err: err,
-		Why: "processes in it do not die", Fix: "kill them, or wait for what they hang on (state D in ps), and remove again"}
+	e := &errdefs.Error{
+		Op: "remove control group", What: d.path, Kind: errdefs.Conflict, Err: err,
+		Why: "processes in it do not die", Fix: "kill them, or wait for what they hang on (state D in ps), and remove again",
+	}
 	fd, oerr := unix.Open(d.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if oerr != nil {
 		return e

@@ -138,8 +138,10 @@ func parseLayout(own string, mountinfo mountReader) (*Layout, error) {
 			break
 		}
 		if len(rest) > 1<<20 {
-			return nil, &errdefs.Error{Op: "read", What: "/proc/self/mountinfo", Kind: errdefs.Corrupt,
-				Why: "it has a line of more than 1 MiB"}
+			return nil, &errdefs.Error{
+				Op: "read", What: "/proc/self/mountinfo", Kind: errdefs.Corrupt,
+				Why: "it has a line of more than 1 MiB",
+			}
 		}
 	}
 	v1 := 0
@@ -160,9 +162,11 @@ func parseLayout(own string, mountinfo mountReader) (*Layout, error) {
 	l.V2 = v1 == 0 && l.Root != ""
 	l.Hybrid = v1 > 0 && l.Root != ""
 	if len(l.hierarchies) == 0 {
-		return nil, &errdefs.Error{Op: "find", What: "control groups", Kind: errdefs.Unsupported,
+		return nil, &errdefs.Error{
+			Op: "find", What: "control groups", Kind: errdefs.Unsupported,
 			Why: "no cgroup file system is mounted in this mount namespace",
-			Fix: "mount one: mount -t cgroup2 none /sys/fs/cgroup"}
+			Fix: "mount one: mount -t cgroup2 none /sys/fs/cgroup",
+		}
 	}
 	return l, nil
 }
@@ -227,9 +231,11 @@ func (h *hierarchy) place(path string) (string, error) {
 	case strings.HasPrefix(h.root, "/.."), strings.HasPrefix(own, "/.."):
 		// A cgroup namespace below the mount's root, or a mount of another namespace: the names between the two cannot
 		// be known, and a guess would put the group in somebody else's tree.
-		return "", &errdefs.Error{Op: "place control group", What: path, Kind: errdefs.Unsupported,
+		return "", &errdefs.Error{
+			Op: "place control group", What: path, Kind: errdefs.Unsupported,
 			Why: "this process' group is outside of what " + h.mount + " shows (root " + h.root + ", own group " + own + ")",
-			Fix: "use an absolute cgroup path, or mount the cgroup file system inside this cgroup namespace"}
+			Fix: "use an absolute cgroup path, or mount the cgroup file system inside this cgroup namespace",
+		}
 	case h.root == "/":
 	case own == h.root:
 		own = "/"

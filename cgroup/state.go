@@ -102,8 +102,10 @@ func (g *Group) freezerDir() (*dir, error) {
 			return nil, &errdefs.Error{Op: "freeze control group", What: g.path, Kind: errdefs.KindOf(d.why), Why: "the group has no freezer", Err: d.why}
 		}
 	}
-	return nil, &errdefs.Error{Op: "freeze control group", What: g.path, Kind: errdefs.Unsupported, Why: why,
-		Fix: "mount the v1 freezer or use cgroup v2"}
+	return nil, &errdefs.Error{
+		Op: "freeze control group", What: g.path, Kind: errdefs.Unsupported, Why: why,
+		Fix: "mount the v1 freezer or use cgroup v2",
+	}
 }
 
 // Freeze stops or resumes everything in the group, and returns when the kernel says so. When freezing does not finish
@@ -128,9 +130,11 @@ func (d *dir) freezeError(frozen bool, err error) error {
 }
 
 func (d *dir) freezeLate() error {
-	return &errdefs.Error{Op: "freeze control group", What: d.path, Kind: errdefs.DeadlineExceeded,
+	return &errdefs.Error{
+		Op: "freeze control group", What: d.path, Kind: errdefs.DeadlineExceeded,
 		Why: "a process in it does not stop (an uninterruptible wait, state D); the group is thawed again",
-		Fix: "find it with ps -o pid,stat,wchan and try again"}
+		Fix: "find it with ps -o pid,stat,wchan and try again",
+	}
 }
 
 func (d *dir) freeze2(frozen bool) error {

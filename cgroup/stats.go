@@ -51,8 +51,10 @@ func (g *Group) controller(name string) (*dir, error) {
 				return nil, k.explain()
 			}
 		}
-		return nil, &errdefs.Error{Op: "use controller", What: name, Kind: errdefs.Unsupported,
-			Why: "a group above " + d.path + " does not hand it on (cgroup.subtree_control)"}
+		return nil, &errdefs.Error{
+			Op: "use controller", What: name, Kind: errdefs.Unsupported,
+			Why: "a group above " + d.path + " does not hand it on (cgroup.subtree_control)",
+		}
 	}
 	return nil, &errdefs.Error{Op: "use controller", What: name, Kind: errdefs.Unsupported, Why: "this host mounts no such controller"}
 }

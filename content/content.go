@@ -19,6 +19,8 @@ package content
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"crypto/sha512"
 	"errors"
 	"fmt"
 	"hash"
@@ -27,9 +29,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"crypto/sha256"
-	"crypto/sha512"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -59,8 +58,10 @@ func Open(dir string) (*Store, error) {
 	case err == nil && bytes.Contains(b, []byte(`"1.0.0"`)):
 		return s, nil
 	case err == nil:
-		return nil, &errdefs.Error{Op: "open the blob store", What: dir, Kind: errdefs.Unsupported,
-			Why: "its oci-layout is not of version 1.0.0", Fix: "use the version of onggi that wrote it, or another --root"}
+		return nil, &errdefs.Error{
+			Op: "open the blob store", What: dir, Kind: errdefs.Unsupported,
+			Why: "its oci-layout is not of version 1.0.0", Fix: "use the version of onggi that wrote it, or another --root",
+		}
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, &errdefs.Error{Op: "open the blob store", What: dir, Kind: errdefs.KindOf(err), Err: err}
 	}
@@ -139,8 +140,10 @@ func Check(d digest.Digest) error {
 	if len(shown) > 160 {
 		shown = shown[:160] + "..."
 	}
-	return &errdefs.Error{What: fmt.Sprintf("digest %q", shown), Kind: errdefs.InvalidArgument,
-		Why: "not sha256 or sha512 with lower-case hexadecimal digits"}
+	return &errdefs.Error{
+		What: fmt.Sprintf("digest %q", shown), Kind: errdefs.InvalidArgument,
+		Why: "not sha256 or sha512 with lower-case hexadecimal digits",
+	}
 }
 
 // NewHash returns the hash of d's algorithm. Precondition: Check(d) == nil, or d is empty (then it is sha256).
@@ -245,8 +248,10 @@ func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
 	}
 	defer f.Close()
 	if size > limit {
-		return nil, &errdefs.Error{Op: "read the blob", What: string(desc.Digest), Kind: errdefs.Exhausted,
-			Why: fmt.Sprintf("it has %d bytes, more than the %d that are allowed here", size, limit)}
+		return nil, &errdefs.Error{
+			Op: "read the blob", What: string(desc.Digest), Kind: errdefs.Exhausted,
+			Why: fmt.Sprintf("it has %d bytes, more than the %d that are allowed here", size, limit),
+		}
 	}
 	if desc.Size > 0 && size != desc.Size {
 		return nil, corrupt(desc.Digest, fmt.Sprintf("it has %d bytes instead of %d", size, desc.Size))
@@ -347,11 +352,15 @@ func blobError(op string, d digest.Digest, err error) error {
 }
 
 func notAFile(d digest.Digest) error {
-	return &errdefs.Error{Op: "open the blob", What: string(d), Kind: errdefs.Corrupt, Why: "it is not a regular file",
-		Fix: "remove it and pull the image again"}
+	return &errdefs.Error{
+		Op: "open the blob", What: string(d), Kind: errdefs.Corrupt, Why: "it is not a regular file",
+		Fix: "remove it and pull the image again",
+	}
 }
 
 func corrupt(d digest.Digest, why string) error {
-	return &errdefs.Error{What: "blob " + string(d), Kind: errdefs.Corrupt, Why: why,
-		Fix: "remove the image and pull it again"}
+	return &errdefs.Error{
+		What: "blob " + string(d), Kind: errdefs.Corrupt, Why: why,
+		Fix: "remove the image and pull it again",
+	}
 }

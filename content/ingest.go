@@ -48,8 +48,10 @@ func (s *Store) Begin(ctx context.Context, desc ocispec.Descriptor) (*Ingest, er
 		}
 	}
 	if desc.Size < -1 {
-		return nil, &errdefs.Error{Op: "store the blob", What: string(desc.Digest), Kind: errdefs.InvalidArgument,
-			Why: fmt.Sprintf("its size %d is negative", desc.Size)}
+		return nil, &errdefs.Error{
+			Op: "store the blob", What: string(desc.Digest), Kind: errdefs.InvalidArgument,
+			Why: fmt.Sprintf("its size %d is negative", desc.Size),
+		}
 	}
 	f, temp, err := s.temporary()
 	if errors.Is(err, fs.ErrNotExist) { // a layout that another program made has no ingest/, and not all of blobs/
@@ -112,8 +114,10 @@ func (w *Ingest) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if w.desc.Size >= 0 && w.written+int64(len(p)) > w.desc.Size {
-		return 0, w.fail(&errdefs.Error{What: "blob " + string(w.desc.Digest), Kind: errdefs.Corrupt,
-			Why: fmt.Sprintf("more than the expected %d bytes arrived", w.desc.Size)})
+		return 0, w.fail(&errdefs.Error{
+			What: "blob " + string(w.desc.Digest), Kind: errdefs.Corrupt,
+			Why: fmt.Sprintf("more than the expected %d bytes arrived", w.desc.Size),
+		})
 	}
 	n, err := w.f.Write(p)
 	w.h.Write(p[:n])
@@ -163,13 +167,17 @@ func (w *Ingest) Verify() error {
 		return err
 	}
 	if w.desc.Size >= 0 && w.written != w.desc.Size {
-		return w.fail(&errdefs.Error{What: "blob " + string(w.desc.Digest), Kind: errdefs.Corrupt,
-			Why: fmt.Sprintf("%d bytes arrived instead of %d", w.written, w.desc.Size)})
+		return w.fail(&errdefs.Error{
+			What: "blob " + string(w.desc.Digest), Kind: errdefs.Corrupt,
+			Why: fmt.Sprintf("%d bytes arrived instead of %d", w.written, w.desc.Size),
+		})
 	}
 	got := w.Digest()
 	if w.desc.Digest != "" && got != w.desc.Digest {
-		return w.fail(&errdefs.Error{What: "blob " + string(w.desc.Digest), Kind: errdefs.Corrupt,
-			Why: "what arrived has the digest " + string(got)})
+		return w.fail(&errdefs.Error{
+			What: "blob " + string(w.desc.Digest), Kind: errdefs.Corrupt,
+			Why: "what arrived has the digest " + string(got),
+		})
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -27,8 +27,10 @@ func (h *house) cli(env []string, command string, arg any) *exec.Cmd {
 }
 
 // The steps of doc/walk.md. A step that is not here fails the test, and so does one that is never met.
-var runSteps = []string{"run.record", "run.image", "run.snapshot", "run.volumes", "run.files", "run.network", "run.spec", "run.monitor", "run.start"}
-var rmSteps = []string{"rm.process", "rm.network", "rm.snapshot", "rm.record"}
+var (
+	runSteps = []string{"run.record", "run.image", "run.snapshot", "run.volumes", "run.files", "run.network", "run.spec", "run.monitor", "run.start"}
+	rmSteps  = []string{"rm.process", "rm.network", "rm.snapshot", "rm.record"}
+)
 
 // TestCrashWalk fails each named step of run and rm, then kills the process at each one, before and after its deed, and
 // finds nothing left after a sweep. With --rm and without, since they end differently.

@@ -165,8 +165,10 @@ func normalize(c Config) (Config, error) {
 		}
 	}
 	if c.Name != "" && !validName(c.Name) {
-		return c, &errdefs.Error{Op: "use", What: fmt.Sprintf("--name %q", c.Name), Kind: errdefs.InvalidArgument,
-			Why: "invalid container name: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, two of them or more", Fix: "choose another name"}
+		return c, &errdefs.Error{
+			Op: "use", What: fmt.Sprintf("--name %q", c.Name), Kind: errdefs.InvalidArgument,
+			Why: "invalid container name: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, two of them or more", Fix: "choose another name",
+		}
 	}
 	return c, nil
 }
@@ -193,8 +195,10 @@ func (e *Engine) present(c Config) (*image.Image, error) {
 		return nil, err
 	}
 	if p := c.Platform; p != nil && !samePlatform(*p, img.Config.Platform) {
-		return nil, &errdefs.Error{Op: "use", What: c.Image, Kind: errdefs.NotFound,
-			Why: fmt.Sprintf("the stored image is for %s/%s, not %s/%s", img.Config.OS, img.Config.Architecture, p.OS, p.Architecture)}
+		return nil, &errdefs.Error{
+			Op: "use", What: c.Image, Kind: errdefs.NotFound,
+			Why: fmt.Sprintf("the stored image is for %s/%s, not %s/%s", img.Config.OS, img.Config.Architecture, p.OS, p.Architecture),
+		}
 	}
 	return img, nil
 }
@@ -206,8 +210,10 @@ func samePlatform(want, got ocispec.Platform) bool {
 // bring pulls a missing image.
 func (e *Engine) bring(ctx context.Context, c Config, pull PullFunc) (*image.Image, error) {
 	if c.Pull == "never" || pull == nil {
-		return nil, &errdefs.Error{Op: "run", What: c.Image, Kind: errdefs.NotFound, Why: "the image is not here, and --pull never was given",
-			Fix: "pull it first: onggi pull " + c.Image}
+		return nil, &errdefs.Error{
+			Op: "run", What: c.Image, Kind: errdefs.NotFound, Why: "the image is not here, and --pull never was given",
+			Fix: "pull it first: onggi pull " + c.Image,
+		}
 	}
 	return pull(ctx, c.Image)
 }
@@ -245,8 +251,10 @@ func (e *Engine) check(c Config, img *image.Image) error {
 			}
 		}
 	}
-	_, _, err = spec.Generate(spec.Input{ID: strings.Repeat("0", 64), Image: &img.Config, Config: &dry, Host: host, RootPath: "rootfs",
-		CgroupsPath: "/", Volumes: vols})
+	_, _, err = spec.Generate(spec.Input{
+		ID: strings.Repeat("0", 64), Image: &img.Config, Config: &dry, Host: host, RootPath: "rootfs",
+		CgroupsPath: "/", Volumes: vols,
+	})
 	return err
 }
 

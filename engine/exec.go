@@ -130,8 +130,10 @@ func (e *Engine) Logs(ctx context.Context, idOrName string, o LogOptions, stdout
 		return err
 	}
 	if r.Config.Log.Driver == "none" {
-		return &errdefs.Error{Op: "read the log of", What: "container " + idOrName, Kind: errdefs.Unsupported,
-			Why: "its log driver is none: nothing is kept", Fix: "run it with --log-driver local"}
+		return &errdefs.Error{
+			Op: "read the log of", What: "container " + idOrName, Kind: errdefs.Unsupported,
+			Why: "its log driver is none: nothing is kept", Fix: "run it with --log-driver local",
+		}
 	}
 	if r.StartedAt.IsZero() && !o.Follow {
 		return nil

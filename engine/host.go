@@ -167,8 +167,10 @@ func devicesAt(path string, found map[string]runspec.LinuxDevice) error {
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return &errdefs.Error{Op: "use", What: "--device " + path, Kind: errdefs.InvalidArgument, Why: "error gathering device information", Err: err,
-			Fix: "see: ls -l " + path}
+		return &errdefs.Error{
+			Op: "use", What: "--device " + path, Kind: errdefs.InvalidArgument, Why: "error gathering device information", Err: err,
+			Fix: "see: ls -l " + path,
+		}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		addDevice(path, &st, found)
@@ -205,6 +207,8 @@ func addDevice(path string, st *unix.Stat_t, found map[string]runspec.LinuxDevic
 		return
 	}
 	mode, uid, gid := fs.FileMode(st.Mode&0o7777), st.Uid, st.Gid
-	found[path] = runspec.LinuxDevice{Path: path, Type: t, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
-		FileMode: &mode, UID: &uid, GID: &gid}
+	found[path] = runspec.LinuxDevice{
+		Path: path, Type: t, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+		FileMode: &mode, UID: &uid, GID: &gid,
+	}
 }

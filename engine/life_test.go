@@ -137,10 +137,12 @@ func TestWhatAContainerFinds(t *testing.T) {
 		{"hostname", func(c *Config) { c.Hostname = "pot" }, "hostname; cat /etc/hostname; grep -c pot /etc/hosts", "pot\npot\n0\n"},
 		{"workdir", func(c *Config) { c.Workdir = "/tmp" }, "pwd", "/tmp\n"},
 		{"anonymous volume with the image's content", nil, "cat /data/from-image; stat -c %u:%g:%a /data/from-image", "hello\n33:34:640\n"},
-		{"bind", func(c *Config) {
-			c.Mounts = []spec.Mount{{Type: "bind", Source: host, Target: "/host", ReadOnly: true}}
+		{
+			"bind", func(c *Config) {
+				c.Mounts = []spec.Mount{{Type: "bind", Source: host, Target: "/host", ReadOnly: true}}
+			},
+			"cat /host/f; touch /host/x 2>/dev/null || echo ro", "from the host\nro\n",
 		},
-			"cat /host/f; touch /host/x 2>/dev/null || echo ro", "from the host\nro\n"},
 		{"tmpfs over a volume", func(c *Config) { c.Mounts = []spec.Mount{{Type: "tmpfs", Target: "/data"}} }, "ls /data; mount | grep -c ' /data '", "1\n"},
 		{"read-only root", func(c *Config) { c.ReadOnly = true }, "touch /x 2>/dev/null || echo ro; touch /tmp/x 2>/dev/null || echo ro; touch /dev/shm/x && echo rw", "ro\nro\nrw\n"},
 		{"no network", nil, "ip -o link | wc -l", "1\n"},
@@ -264,8 +266,10 @@ func TestBadStarts(t *testing.T) {
 	if _, err := h.Create(ctx, c, nil); !errdefs.Is(err, errdefs.AlreadyExists) {
 		t.Errorf("a taken name: %v", err)
 	}
-	for _, err := range []error{h.Remove(ctx, "nosuch", true, true), h.Stop(ctx, "nosuch", nil), h.Kill(ctx, "nosuch", 9),
-		h.Logs(ctx, "nosuch", LogOptions{}, nil, nil)} {
+	for _, err := range []error{
+		h.Remove(ctx, "nosuch", true, true), h.Stop(ctx, "nosuch", nil), h.Kill(ctx, "nosuch", 9),
+		h.Logs(ctx, "nosuch", LogOptions{}, nil, nil),
+	} {
 		if !errdefs.Is(err, errdefs.NotFound) {
 			t.Errorf("an unknown container: %v, want not found", err)
 		}

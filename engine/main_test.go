@@ -165,8 +165,10 @@ func newHouse(t testing.TB) *house {
 		t.Skip("needs busybox-static")
 	}
 	dir := t.TempDir()
-	o := Options{Root: filepath.Join(dir, "root"), RunRoot: filepath.Join(dir, "run"), Runtime: runtimeBinary(t),
-		CgroupParent: fmt.Sprintf("/onggi-engine-test-%d-%s", os.Getpid(), filepath.Base(dir)+newID()[:6]), Bridge: "onggitest0"}
+	o := Options{
+		Root: filepath.Join(dir, "root"), RunRoot: filepath.Join(dir, "run"), Runtime: runtimeBinary(t),
+		CgroupParent: fmt.Sprintf("/onggi-engine-test-%d-%s", os.Getpid(), filepath.Base(dir)+newID()[:6]), Bridge: "onggitest0",
+	}
 	j, _ := json.Marshal(o)
 	exe, err := os.Executable()
 	if err != nil {
@@ -188,7 +190,8 @@ func newHouse(t testing.TB) *house {
 			t.Fatal(err)
 		}
 		if _, err := store.Import(context.Background(), bytes.NewReader(boxTar(t, box)), image.ImportOptions{Ref: ref, Config: ocispec.ImageConfig{
-			Cmd: []string{"sh"}, Env: []string{"FROM=image"}, Volumes: volumes}}); err != nil {
+			Cmd: []string{"sh"}, Env: []string{"FROM=image"}, Volumes: volumes,
+		}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -312,9 +315,11 @@ func (h *house) leave() {
 // checkNothingLeft looks for processes, mounts, control groups, leases and files of any container.
 func (h *house) checkNothingLeft() {
 	h.t.Helper()
-	for _, d := range []string{h.containersDir(), h.namesDir(), h.pendingDir(), h.runsDir(), filepath.Join(h.snapshotsDir(), "containers"),
+	for _, d := range []string{
+		h.containersDir(), h.namesDir(), h.pendingDir(), h.runsDir(), filepath.Join(h.snapshotsDir(), "containers"),
 		h.runtimeRoot(), filepath.Join(h.o.RunRoot, "network", "leases"), filepath.Join(h.o.RunRoot, "network", "endpoints"),
-		filepath.Join(h.o.RunRoot, "network", "ports")} {
+		filepath.Join(h.o.RunRoot, "network", "ports"),
+	} {
 		entries, err := os.ReadDir(d)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			h.t.Errorf("read %s: %v", d, err)

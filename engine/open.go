@@ -65,8 +65,10 @@ func Open(o Options) (*Engine, error) {
 		}
 	}
 	if strings.ContainsAny(o.Root+o.RunRoot, "\n\x00") {
-		return nil, &errdefs.Error{Op: "open", What: o.Root, Kind: errdefs.InvalidArgument, Why: "the path has a newline or a NUL byte",
-			Fix: "choose another --root or --run-root"}
+		return nil, &errdefs.Error{
+			Op: "open", What: o.Root, Kind: errdefs.InvalidArgument, Why: "the path has a newline or a NUL byte",
+			Fix: "choose another --root or --run-root",
+		}
 	}
 	e := &Engine{o: o}
 	b, err := os.ReadFile(e.versionPath())
@@ -77,9 +79,11 @@ func Open(o Options) (*Engine, error) {
 		return nil, err
 	}
 	if v, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || v > storeVersion {
-		return nil, &errdefs.Error{Op: "open", What: o.Root, Kind: errdefs.Unsupported,
+		return nil, &errdefs.Error{
+			Op: "open", What: o.Root, Kind: errdefs.Unsupported,
 			Why: fmt.Sprintf("the store has version %q, this onggi knows up to %d", strings.TrimSpace(string(b)), storeVersion),
-			Fix: "use the newer onggi that wrote it, or another --root", Err: err}
+			Fix: "use the newer onggi that wrote it, or another --root", Err: err,
+		}
 	}
 	return e, nil
 }
@@ -219,8 +223,10 @@ func (e *Engine) runtime() (string, error) {
 	}
 	p, err := exec.LookPath("onggi-runtime")
 	if err != nil {
-		return "", &errdefs.Error{Op: "find", What: "onggi-runtime", Kind: errdefs.NotFound, Why: "it is neither beside onggi nor in PATH",
-			Fix: "install it beside onggi", Err: err}
+		return "", &errdefs.Error{
+			Op: "find", What: "onggi-runtime", Kind: errdefs.NotFound, Why: "it is neither beside onggi nor in PATH",
+			Fix: "install it beside onggi", Err: err,
+		}
 	}
 	return filepath.Abs(p)
 }

@@ -224,8 +224,10 @@ func (e *Engine) find(idOrName string) (string, error) {
 			continue
 		}
 		if found != "" {
-			return "", &errdefs.Error{Op: "find", What: "container " + idOrName, Kind: errdefs.Conflict,
-				Why: fmt.Sprintf("the prefix is ambiguous: %s and %s begin with it", found[:12], id[:12]), Fix: "write more digits"}
+			return "", &errdefs.Error{
+				Op: "find", What: "container " + idOrName, Kind: errdefs.Conflict,
+				Why: fmt.Sprintf("the prefix is ambiguous: %s and %s begin with it", found[:12], id[:12]), Fix: "write more digits",
+			}
 		}
 		found = id
 	}
@@ -265,8 +267,10 @@ func (e *Engine) read(id string) (*record, error) {
 	}
 	r := &record{}
 	if err := json.Unmarshal(b, r); err != nil || r.ID != id {
-		return nil, &errdefs.Error{Op: "read", What: e.statePath(id), Kind: errdefs.Corrupt, Why: "it is not the record of this container",
-			Fix: "remove the container: onggi rm -f " + id[:12], Err: err}
+		return nil, &errdefs.Error{
+			Op: "read", What: e.statePath(id), Kind: errdefs.Corrupt, Why: "it is not the record of this container",
+			Fix: "remove the container: onggi rm -f " + id[:12], Err: err,
+		}
 	}
 	return r, nil
 }
@@ -490,8 +494,10 @@ func (h *held) claim(name string) error {
 		}
 	}
 	if !validName(name) {
-		return &errdefs.Error{Op: "use", What: fmt.Sprintf("--name %q", name), Kind: errdefs.InvalidArgument,
-			Why: "invalid container name: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, two of them or more", Fix: "choose another name"}
+		return &errdefs.Error{
+			Op: "use", What: fmt.Sprintf("--name %q", name), Kind: errdefs.InvalidArgument,
+			Why: "invalid container name: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, two of them or more", Fix: "choose another name",
+		}
 	}
 	err := os.Symlink(h.rec.ID, h.e.namePath(name))
 	if errors.Is(err, fs.ErrExist) {
@@ -517,9 +523,11 @@ func (h *held) reclaim(name string) error {
 	owner, err := os.Readlink(h.e.namePath(name))
 	if err == nil {
 		if _, serr := os.Stat(h.e.stateDir(owner)); serr == nil {
-			return &errdefs.Error{Op: "use", What: "--name " + name, Kind: errdefs.AlreadyExists,
+			return &errdefs.Error{
+				Op: "use", What: "--name " + name, Kind: errdefs.AlreadyExists,
 				Why: fmt.Sprintf("the container name %q is already in use by container %.12s", name, owner),
-				Fix: fmt.Sprintf("remove that container (onggi rm %s) or choose another name", name)}
+				Fix: fmt.Sprintf("remove that container (onggi rm %s) or choose another name", name),
+			}
 		}
 		if err := os.Remove(h.e.namePath(name)); err != nil {
 			return err

@@ -92,9 +92,13 @@ func TestNewerStoreIsRefused(t *testing.T) {
 
 func TestRecordRoundTrip(t *testing.T) {
 	adj := -5
-	r := &record{Container: Container{ID: newID(), Status: Created, Created: now(), Volumes: map[string]string{"/a": "b"},
-		Config: Config{Name: "n", Image: "i", AutoRemove: true, Config: spec.Config{Args: []string{"sh"}, OomScoreAdj: &adj, Network: "bridge"}}},
-		Anonymous: []string{"x"}, CgroupPath: "/c"}
+	r := &record{
+		Container: Container{
+			ID: newID(), Status: Created, Created: now(), Volumes: map[string]string{"/a": "b"},
+			Config: Config{Name: "n", Image: "i", AutoRemove: true, Config: spec.Config{Args: []string{"sh"}, OomScoreAdj: &adj, Network: "bridge"}},
+		},
+		Anonymous: []string{"x"}, CgroupPath: "/c",
+	}
 	b, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)

@@ -26,8 +26,10 @@ func (e *Engine) Remove(ctx context.Context, idOrName string, force, volumes boo
 	defer h.unlock()
 	e.effective(h.rec)
 	if h.rec.Status == Running && !force {
-		return &errdefs.Error{Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is running",
-			Fix: fmt.Sprintf("stop it first (onggi stop %s), or: onggi rm -f %s", idOrName, idOrName)}
+		return &errdefs.Error{
+			Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is running",
+			Fix: fmt.Sprintf("stop it first (onggi stop %s), or: onggi rm -f %s", idOrName, idOrName),
+		}
 	}
 	return h.remove(ctx, volumes)
 }

@@ -59,8 +59,10 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 	case Running:
 		return nil, &errdefs.Error{Op: "start", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is already running"}
 	default:
-		return nil, &errdefs.Error{Op: "start", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is in state " + string(h.rec.Status),
-			Fix: "remove it: onggi rm -f " + idOrName}
+		return nil, &errdefs.Error{
+			Op: "start", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is in state " + string(h.rec.Status),
+			Fix: "remove it: onggi rm -f " + idOrName,
+		}
 	}
 	steps := undo.New("run")
 	defer steps.Undo(&err)
@@ -365,8 +367,10 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 func (h *held) names(hostname string) (network.Names, error) {
 	c := &h.rec.Config
 	name, err := c.EffectiveHostname(h.rec.ID, hostname)
-	return network.Names{Hostname: name, Host: c.Network == "host", DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
-		ExtraHosts: c.ExtraHosts}, err
+	return network.Names{
+		Hostname: name, Host: c.Network == "host", DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
+		ExtraHosts: c.ExtraHosts,
+	}, err
 }
 
 // writeSpec resolves the user and writes config.json.

@@ -160,9 +160,11 @@ type testImage struct {
 
 func imageOf(arch string, layers ...testLayer) *testImage {
 	created := time.Unix(1.6e9, 0).UTC()
-	cfg := ocispec.Image{Created: &created, Platform: ocispec.Platform{OS: "linux", Architecture: arch},
+	cfg := ocispec.Image{
+		Created: &created, Platform: ocispec.Platform{OS: "linux", Architecture: arch},
 		Config: ocispec.ImageConfig{Cmd: []string{"/bin/true"}, Env: []string{"A=" + arch}},
-		RootFS: ocispec.RootFS{Type: "layers"}}
+		RootFS: ocispec.RootFS{Type: "layers"},
+	}
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{}}
 	for _, l := range layers {
 		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, l.diffID)
@@ -273,8 +275,10 @@ func (f *fakeRegistry) ref(t testing.TB, tag string) reference.Reference {
 }
 
 func anonymous() *registry.Client {
-	return registry.New(registry.Options{StallTimeout: 500 * time.Millisecond, Retries: -1,
-		Credentials: func(context.Context, string) (registry.Credential, error) { return registry.Credential{}, nil }})
+	return registry.New(registry.Options{
+		StallTimeout: 500 * time.Millisecond, Retries: -1,
+		Credentials: func(context.Context, string) (registry.Credential, error) { return registry.Credential{}, nil },
+	})
 }
 
 func pull(t testing.TB, s *Store, ref reference.Reference, change ...func(*PullOptions)) (*Image, error) {

@@ -101,8 +101,10 @@ func (s *Store) get(nameOrID string) (*Image, error) {
 	}
 	b, err := s.content.ReadAll(ocispec.Descriptor{Digest: img.ID}, maxConfig)
 	if err != nil {
-		return nil, &errdefs.Error{Op: "open the image", What: nameOrID, Kind: errdefs.KindOf(err), Err: err,
-			Fix: "pull it again"}
+		return nil, &errdefs.Error{
+			Op: "open the image", What: nameOrID, Kind: errdefs.KindOf(err), Err: err,
+			Fix: "pull it again",
+		}
 	}
 	img.Config, err = parseConfig(b)
 	if err != nil {
@@ -142,8 +144,10 @@ func (s *Store) List() ([]*Image, error) {
 // Tag gives an image another name, taking it from whichever image had it.
 func (s *Store) Tag(nameOrID string, ref reference.Reference) error {
 	if ref.Digest != "" || ref.Tag == "" {
-		return &errdefs.Error{Op: "tag", What: ref.Familiar(), Kind: errdefs.InvalidArgument,
-			Why: "a digest cannot be given to an image: it has the one that its content has", Fix: "use a tag"}
+		return &errdefs.Error{
+			Op: "tag", What: ref.Familiar(), Kind: errdefs.InvalidArgument,
+			Why: "a digest cannot be given to an image: it has the one that its content has", Fix: "use a tag",
+		}
 	}
 	return s.change(context.Background(), func(idx index) (index, error) {
 		found, err := idx.find(nameOrID)

@@ -149,9 +149,11 @@ func (b *bringing) describe(ctx context.Context, blob ocispec.Descriptor, diffID
 	if message == "" {
 		message = "Imported from -"
 	}
-	b.config = ocispec.Image{Created: &now, Platform: platform, Config: o.Config,
+	b.config = ocispec.Image{
+		Created: &now, Platform: platform, Config: o.Config,
 		RootFS:  ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
-		History: []ocispec.History{{Created: &now, Comment: message}}}
+		History: []ocispec.History{{Created: &now, Comment: message}},
+	}
 	return b.synthesize(ctx, b.config, nil, []ocispec.Descriptor{blob})
 }
 
@@ -164,8 +166,10 @@ func (b *bringing) synthesize(ctx context.Context, config ocispec.Image, raw []b
 			return err
 		}
 	}
-	b.manifest = ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-		Config: memory(ocispec.MediaTypeImageConfig, raw).desc, Layers: layers}
+	b.manifest = ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: memory(ocispec.MediaTypeImageConfig, raw).desc, Layers: layers,
+	}
 	if b.manifest.Layers == nil {
 		b.manifest.Layers = []ocispec.Descriptor{}
 	}
@@ -212,15 +216,22 @@ func sniff(head []byte) (archive.Compression, error) {
 		is    archive.Compression
 		name  string // what it is when we do not read it
 	}{
-		{"\x1f\x8b", archive.Gzip, ""}, {"\x28\xb5\x2f\xfd", archive.Zstd, ""},
-		{"\xfd7zXZ\x00", "", "xz"}, {"BZh", "", "bzip2"}, {"\x04\x22\x4d\x18", "", "lz4"}, {"7z\xbc\xaf", "", "7z"}, {"PK\x03\x04", "", "zip"},
+		{"\x1f\x8b", archive.Gzip, ""},
+		{"\x28\xb5\x2f\xfd", archive.Zstd, ""},
+		{"\xfd7zXZ\x00", "", "xz"},
+		{"BZh", "", "bzip2"},
+		{"\x04\x22\x4d\x18", "", "lz4"},
+		{"7z\xbc\xaf", "", "7z"},
+		{"PK\x03\x04", "", "zip"},
 	} {
 		if !bytes.HasPrefix(head, []byte(m.magic)) {
 			continue
 		}
 		if m.name != "" {
-			return "", &errdefs.Error{What: "the archive", Kind: errdefs.Unsupported, Why: "it is compressed with " + m.name + "; gzip, zstd and plain tar are read",
-				Fix: "decompress it first, for example: " + m.name + " -dc FILE, and pipe the result"}
+			return "", &errdefs.Error{
+				What: "the archive", Kind: errdefs.Unsupported, Why: "it is compressed with " + m.name + "; gzip, zstd and plain tar are read",
+				Fix: "decompress it first, for example: " + m.name + " -dc FILE, and pipe the result",
+			}
 		}
 		return m.is, nil
 	}

@@ -94,8 +94,10 @@ func (s *Store) readIndexFile() ([]byte, error) {
 func (s *Store) parse(b []byte) (index, error) {
 	idx, err := parseIndex(b, "")
 	if err != nil {
-		return nil, &errdefs.Error{Op: "read", What: s.indexPath(), Kind: errdefs.Corrupt, Why: "it is not an image index", Err: err,
-			Fix: "restore the file; the images themselves are in " + filepath.Join(s.content.Dir(), "blobs")}
+		return nil, &errdefs.Error{
+			Op: "read", What: s.indexPath(), Kind: errdefs.Corrupt, Why: "it is not an image index", Err: err,
+			Fix: "restore the file; the images themselves are in " + filepath.Join(s.content.Dir(), "blobs"),
+		}
 	}
 	return idx, nil
 }
@@ -353,8 +355,10 @@ func (idx index) match(nameOrID string) (entry, error) {
 				continue
 			}
 			if hit != nil && hit.id != e.id {
-				return entry{}, &errdefs.Error{Op: "find the image", What: nameOrID, Kind: errdefs.InvalidArgument,
-					Why: "several images have an id that begins so", Fix: "give more digits"}
+				return entry{}, &errdefs.Error{
+					Op: "find the image", What: nameOrID, Kind: errdefs.InvalidArgument,
+					Why: "several images have an id that begins so", Fix: "give more digits",
+				}
 			}
 			if hit == nil {
 				hit = &idx[i]
@@ -364,8 +368,10 @@ func (idx index) match(nameOrID string) (entry, error) {
 			return *hit, nil
 		}
 	}
-	return entry{}, &errdefs.Error{Op: "find the image", What: nameOrID, Kind: errdefs.NotFound, Why: "there is no such image here",
-		Fix: "pull it with: onggi pull " + nameOrID + ", or see: onggi images"}
+	return entry{}, &errdefs.Error{
+		Op: "find the image", What: nameOrID, Kind: errdefs.NotFound, Why: "there is no such image here",
+		Fix: "pull it with: onggi pull " + nameOrID + ", or see: onggi images",
+	}
 }
 
 // hasDigest reports whether the entry is ref's repository@digest.

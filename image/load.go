@@ -281,7 +281,8 @@ func (a *spool) text(name string, limit int64) ([]byte, error) {
 }
 
 func (a *spool) document(_ context.Context, d ocispec.Descriptor) ([]byte, error) { return a.small(d) }
-func (a *spool) config(_ context.Context, d ocispec.Descriptor) ([]byte, error)   { return a.small(d) }
+
+func (a *spool) config(_ context.Context, d ocispec.Descriptor) ([]byte, error) { return a.small(d) }
 
 // small returns a blob that came in memory. Those in the store have been looked for there.
 func (a *spool) small(d ocispec.Descriptor) ([]byte, error) {
@@ -380,11 +381,15 @@ func (a *spool) loadDocker(ctx context.Context, proto *bringing, steps *undo.Sta
 	raw, err := a.text("manifest.json", 4<<20)
 	if err != nil {
 		if _, old := a.members["repositories"]; old {
-			return nil, &errdefs.Error{What: "the archive", Kind: errdefs.Unsupported, Why: "it was saved by a docker older than 1.10 (it has no manifest.json)",
-				Fix: "load it into a newer docker and save it again"}
+			return nil, &errdefs.Error{
+				What: "the archive", Kind: errdefs.Unsupported, Why: "it was saved by a docker older than 1.10 (it has no manifest.json)",
+				Fix: "load it into a newer docker and save it again",
+			}
 		}
-		return nil, &errdefs.Error{What: "the archive", Kind: errdefs.InvalidArgument, Why: "it has neither manifest.json nor index.json: it is no archive of images",
-			Fix: "for a root file system's tar use: onggi import"}
+		return nil, &errdefs.Error{
+			What: "the archive", Kind: errdefs.InvalidArgument, Why: "it has neither manifest.json nor index.json: it is no archive of images",
+			Fix: "for a root file system's tar use: onggi import",
+		}
 	}
 	if err := unambiguous(raw, nil); err != nil {
 		return nil, malformed("manifest.json", "%v", err)

@@ -29,8 +29,10 @@ const (
 )
 
 func malformed(what, format string, args ...any) error {
-	return &errdefs.Error{What: what, Kind: errdefs.Corrupt, Why: fmt.Sprintf(format, args...),
-		Fix: "the image has to be built or pushed again"}
+	return &errdefs.Error{
+		What: what, Kind: errdefs.Corrupt, Why: fmt.Sprintf(format, args...),
+		Fix: "the image has to be built or pushed again",
+	}
 }
 
 // document is a manifest or an index, of which exactly one is set.
@@ -46,8 +48,10 @@ func parseDocument(mediaType string, b []byte) (document, error) {
 	if len(b) > registry.MaxManifest {
 		return document{}, malformed("the manifest", "it has %d bytes, more than %d", len(b), registry.MaxManifest)
 	}
-	if err := unambiguous(b, []string{"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations", "subject",
-		"artifactType", "digest", "size", "platform", "urls", "data", "architecture", "os", "variant"}); err != nil {
+	if err := unambiguous(b, []string{
+		"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations", "subject",
+		"artifactType", "digest", "size", "platform", "urls", "data", "architecture", "os", "variant",
+	}); err != nil {
 		return document{}, malformed("the manifest", "%v", err)
 	}
 	var head struct {
@@ -64,8 +68,10 @@ func parseDocument(mediaType string, b []byte) (document, error) {
 	isManifest, isIndex := head.Config != nil || head.Layers != nil, head.Manifests != nil
 	switch {
 	case head.SchemaVersion == 1 || head.FSLayers != nil:
-		return document{}, &errdefs.Error{What: "the manifest", Kind: errdefs.Unsupported, Why: "it is of docker's schema 1, which was given up in 2017",
-			Fix: "push the image again with a current docker, podman or skopeo"}
+		return document{}, &errdefs.Error{
+			What: "the manifest", Kind: errdefs.Unsupported, Why: "it is of docker's schema 1, which was given up in 2017",
+			Fix: "push the image again with a current docker, podman or skopeo",
+		}
 	case head.SchemaVersion != 2:
 		return document{}, malformed("the manifest", "its schemaVersion is %d instead of 2", head.SchemaVersion)
 	case isManifest && isIndex:
@@ -127,16 +133,20 @@ func checkManifest(m *ocispec.Manifest) error {
 	switch m.Config.MediaType {
 	case ocispec.MediaTypeImageConfig, dockerConfig, "":
 	default:
-		return &errdefs.Error{What: "the manifest", Kind: errdefs.Unsupported,
+		return &errdefs.Error{
+			What: "the manifest", Kind: errdefs.Unsupported,
 			Why: fmt.Sprintf("it is not a container image: its configuration is of type %q", m.Config.MediaType),
-			Fix: "get it with a tool for that kind of artifact (oras, helm, ...)"}
+			Fix: "get it with a tool for that kind of artifact (oras, helm, ...)",
+		}
 	}
 	if m.Config.Size > maxConfig {
 		return malformed("the manifest", "its configuration has %d bytes, more than %d", m.Config.Size, maxConfig)
 	}
 	if len(m.Layers) > maxLayers {
-		return &errdefs.Error{What: "the manifest", Kind: errdefs.Unsupported,
-			Why: fmt.Sprintf("it has %d layers; overlayfs stacks at most %d", len(m.Layers), maxLayers)}
+		return &errdefs.Error{
+			What: "the manifest", Kind: errdefs.Unsupported,
+			Why: fmt.Sprintf("it has %d layers; overlayfs stacks at most %d", len(m.Layers), maxLayers),
+		}
 	}
 	for _, l := range m.Layers {
 		if err := checkDescriptor("the manifest", l); err != nil {

@@ -136,8 +136,10 @@ func TestChoosesThePlatform(t *testing.T) {
 }
 
 func TestParsePlatform(t *testing.T) {
-	for in, want := range map[string]string{"arm64": "linux/arm64", "linux/arm/7": "linux/arm/v7", "LINUX/AMD64": "linux/amd64",
-		"": "", "linux/": "", "a/b/c/d": "", "windows/amd64": "", "linux/a b": "", "linux/\x1b": ""} {
+	for in, want := range map[string]string{
+		"arm64": "linux/arm64", "linux/arm/7": "linux/arm/v7", "LINUX/AMD64": "linux/amd64",
+		"": "", "linux/": "", "a/b/c/d": "", "windows/amd64": "", "linux/a b": "", "linux/\x1b": "",
+	} {
 		p, err := ParsePlatform(in)
 		if want == "" && !errdefs.Is(err, errdefs.InvalidArgument) || want != "" && (err != nil || platformString(p) != want) {
 			t.Errorf("%q: got %v, %v; want %q", in, p, err, want)

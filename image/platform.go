@@ -110,8 +110,10 @@ func cpuinfo(key string) string {
 // ParsePlatform reads "linux/arm64", "arm64", "linux/arm/v7".
 func ParsePlatform(s string) (ocispec.Platform, error) {
 	bad := func(why string) (ocispec.Platform, error) {
-		return ocispec.Platform{}, &errdefs.Error{Op: "use the platform", What: fmt.Sprintf("%q", s), Kind: errdefs.InvalidArgument, Why: why,
-			Fix: "write it like linux/amd64 or linux/arm/v7"}
+		return ocispec.Platform{}, &errdefs.Error{
+			Op: "use the platform", What: fmt.Sprintf("%q", s), Kind: errdefs.InvalidArgument, Why: why,
+			Fix: "write it like linux/amd64 or linux/arm/v7",
+		}
 	}
 	f := strings.Split(s, "/")
 	for _, x := range f {
@@ -217,8 +219,10 @@ func choose(idx *ocispec.Index, want ocispec.Platform) (ocispec.Descriptor, erro
 		}
 		why = "it is there for " + strings.Join(available, ", ")
 	}
-	return ocispec.Descriptor{}, &errdefs.Error{What: "platform " + platformString(want), Kind: errdefs.NotFound,
-		Why: cleanText(why), Fix: "choose one of them with --platform"}
+	return ocispec.Descriptor{}, &errdefs.Error{
+		What: "platform " + platformString(want), Kind: errdefs.NotFound,
+		Why: cleanText(why), Fix: "choose one of them with --platform",
+	}
 }
 
 // cleanText keeps a stranger's control characters from the terminal.

@@ -174,8 +174,10 @@ func (f *fromRegistry) config(ctx context.Context, desc ocispec.Descriptor) ([]b
 	h := content.NewHash(desc.Digest)
 	h.Write(b)
 	if got := digest.NewDigest(desc.Digest.Algorithm(), h); got != desc.Digest {
-		return nil, &errdefs.Error{What: "the configuration " + string(desc.Digest), Kind: errdefs.Corrupt,
-			Why: "what arrived has the digest " + string(got), Fix: "try again; if it stays, the registry's data are damaged"}
+		return nil, &errdefs.Error{
+			What: "the configuration " + string(desc.Digest), Kind: errdefs.Corrupt,
+			Why: "what arrived has the digest " + string(got), Fix: "try again; if it stays, the registry's data are damaged",
+		}
 	}
 	return b, nil
 }
@@ -317,8 +319,10 @@ func (b *bringing) fetchConfig(ctx context.Context) error {
 		return err
 	}
 	if b.explicit && b.config.Architecture != "" && rank(b.want, b.config.Platform) == 0 {
-		return &errdefs.Error{What: "platform " + platformString(b.want), Kind: errdefs.NotFound,
-			Why: "the image is for " + cleanText(fmt.Sprintf("%.60s", platformString(normal(b.config.Platform)))), Fix: "leave --platform out, or choose that one"}
+		return &errdefs.Error{
+			What: "platform " + platformString(b.want), Kind: errdefs.NotFound,
+			Why: "the image is for " + cleanText(fmt.Sprintf("%.60s", platformString(normal(b.config.Platform)))), Fix: "leave --platform out, or choose that one",
+		}
 	}
 	return b.lease.add(ctx, b.config.RootFS.DiffIDs...)
 }

@@ -263,15 +263,17 @@ func TestBadPulls(t *testing.T) {
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		}), errdefs.Unavailable, "sent nothing"},
-		"layer redirects in circles": {good, spoilLayer(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 307) }), errdefs.Corrupt, "redirects"},
-		"diffID of another layer":    {lies(func(c *ocispec.Image, _ *ocispec.Manifest) { c.RootFS.DiffIDs[0] = digest.FromString("x") }), nil, errdefs.Corrupt, "digest"},
-		"fewer diffIDs":              {lies(func(c *ocispec.Image, _ *ocispec.Manifest) { c.RootFS.DiffIDs = c.RootFS.DiffIDs[:1] }), nil, errdefs.Corrupt, "lists 2 layers and its configuration 1"},
-		"layer size":                 {lies(func(_ *ocispec.Image, m *ocispec.Manifest) { m.Layers[0].Size++ }), nil, errdefs.Corrupt, "instead of"},
-		"layer that is no tar":       {imageOf("amd64", testLayer{diffID: digest.FromString("hello"), blob: []byte("hello"), desc: memory(ocispec.MediaTypeImageLayer, []byte("hello")).desc}), nil, errdefs.Corrupt, ""},
-		"layer that leaves":          {imageOf("amd64", good.layers[1], evil), nil, errdefs.InvalidArgument, "etc/onggi-was-here"},
-		"windows":                    {lies(func(c *ocispec.Image, _ *ocispec.Manifest) { c.OS = "windows" }), nil, errdefs.Unsupported, "windows"},
-		"another platform":           {twoLayers("s390x"), nil, errdefs.NotFound, "linux/s390x"},
-		"config that is no JSON":     {lies(func(c *ocispec.Image, _ *ocispec.Manifest) {}), func(f *fakeRegistry) { spoilConfig(f, good.id, "nope") }, errdefs.Corrupt, ""},
+		"layer redirects in circles": {good, spoilLayer(func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+		}), errdefs.Corrupt, "redirects"},
+		"diffID of another layer": {lies(func(c *ocispec.Image, _ *ocispec.Manifest) { c.RootFS.DiffIDs[0] = digest.FromString("x") }), nil, errdefs.Corrupt, "digest"},
+		"fewer diffIDs":           {lies(func(c *ocispec.Image, _ *ocispec.Manifest) { c.RootFS.DiffIDs = c.RootFS.DiffIDs[:1] }), nil, errdefs.Corrupt, "lists 2 layers and its configuration 1"},
+		"layer size":              {lies(func(_ *ocispec.Image, m *ocispec.Manifest) { m.Layers[0].Size++ }), nil, errdefs.Corrupt, "instead of"},
+		"layer that is no tar":    {imageOf("amd64", testLayer{diffID: digest.FromString("hello"), blob: []byte("hello"), desc: memory(ocispec.MediaTypeImageLayer, []byte("hello")).desc}), nil, errdefs.Corrupt, ""},
+		"layer that leaves":       {imageOf("amd64", good.layers[1], evil), nil, errdefs.InvalidArgument, "etc/onggi-was-here"},
+		"windows":                 {lies(func(c *ocispec.Image, _ *ocispec.Manifest) { c.OS = "windows" }), nil, errdefs.Unsupported, "windows"},
+		"another platform":        {twoLayers("s390x"), nil, errdefs.NotFound, "linux/s390x"},
+		"config that is no JSON":  {lies(func(c *ocispec.Image, _ *ocispec.Manifest) {}), func(f *fakeRegistry) { spoilConfig(f, good.id, "nope") }, errdefs.Corrupt, ""},
 		"config of another digest": {good, func(f *fakeRegistry) {
 			spoilConfig(f, good.id, strings.Replace(string(good.config), "true", "eval", 1))
 		}, errdefs.Corrupt, "digest"},

@@ -36,14 +36,18 @@ func TestGetByAllItsNames(t *testing.T) {
 	must(t, s.Tag(string(img.ID), parse(t, "me/jar:1")))
 	must(t, s.Tag("me/jar:1", parse(t, "abc")))
 	repo := f.ref(t, "v1").Repository()
-	for _, n := range []string{string(img.ID), img.ID.Encoded(), img.ID.Encoded()[:12], "sha256:" + img.ID.Encoded()[:20], "me/jar:1", "docker.io/me/jar:1",
-		f.ref(t, "v1").String(), repo + "@" + string(img.Manifest.Digest), "me/jar@" + string(img.Manifest.Digest), "abc"} {
+	for _, n := range []string{
+		string(img.ID), img.ID.Encoded(), img.ID.Encoded()[:12], "sha256:" + img.ID.Encoded()[:20], "me/jar:1", "docker.io/me/jar:1",
+		f.ref(t, "v1").String(), repo + "@" + string(img.Manifest.Digest), "me/jar@" + string(img.Manifest.Digest), "abc",
+	} {
 		if got, err := s.Get(n); err != nil || got.ID != img.ID || len(got.Names) != 3 {
 			t.Errorf("Get(%q) = %v, %v", n, got, err)
 		}
 	}
-	for n, kind := range map[string]errdefs.Kind{"nothing": errdefs.NotFound, "ab": errdefs.NotFound, "me/jar": errdefs.NotFound, "me/jar@" + string(other.Manifest.Digest): errdefs.NotFound,
-		"Upper": errdefs.InvalidArgument, "": errdefs.InvalidArgument, strings.Repeat("0", 64): errdefs.NotFound} {
+	for n, kind := range map[string]errdefs.Kind{
+		"nothing": errdefs.NotFound, "ab": errdefs.NotFound, "me/jar": errdefs.NotFound, "me/jar@" + string(other.Manifest.Digest): errdefs.NotFound,
+		"Upper": errdefs.InvalidArgument, "": errdefs.InvalidArgument, strings.Repeat("0", 64): errdefs.NotFound,
+	} {
 		if got, err := s.Get(n); !errdefs.Is(err, kind) {
 			t.Errorf("Get(%q) = %v, %v; want %v", n, got, err, kind)
 		}

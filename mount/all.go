@@ -291,9 +291,11 @@ func LegacyOverlay(o *Overlay) (dir, data string, err error) {
 		b.WriteString(",userxattr")
 	}
 	if b.Len() >= 4096 {
-		return "", "", &errdefs.Error{Op: "mount", What: "the layers", Kind: errdefs.Exhausted,
+		return "", "", &errdefs.Error{
+			Op: "mount", What: "the layers", Kind: errdefs.Exhausted,
 			Why: "their paths do not fit in the page that this kernel's overlay takes",
-			Fix: "use an image with fewer layers, a shorter --root, or a kernel from 6.8 on"}
+			Fix: "use an image with fewer layers, a shorter --root, or a kernel from 6.8 on",
+		}
 	}
 	return dir, b.String(), nil
 }

@@ -96,13 +96,20 @@ func TestAll(t *testing.T) {
 		{"volatile", []Mount{{Type: "overlay", Overlay: &Overlay{Lower: []string{a}, Upper: mk("u2"), Work: mk("w2"), Volatile: true}}}, "a", []string{"from-a"}, true},
 		{"read-only overlay", []Mount{{Type: "overlay", Overlay: &Overlay{Lower: []string{a, b}}}}, "a", []string{"from-a", "from-b"}, false},
 		{"one lower layer is a read-only bind", []Mount{{Type: "overlay", Overlay: &Overlay{Lower: []string{b}}}}, "b", []string{"from-b"}, false},
-		{"long paths", []Mount{{Type: "overlay", Overlay: &Overlay{Lower: []string{lb, la}, Upper: mk(long + "/" + long + "/u"), Work: mk(long + "/" + long + "/w")}}},
-			"b", []string{"from-a", "from-b"}, true},
+		{
+			"long paths",
+			[]Mount{{Type: "overlay", Overlay: &Overlay{Lower: []string{lb, la}, Upper: mk(long + "/" + long + "/u"), Work: mk(long + "/" + long + "/w")}}},
+			"b",
+			[]string{"from-a", "from-b"},
+			true,
+		},
 		{"sixty layers", []Mount{{Type: "overlay", Overlay: &Overlay{Lower: many, Upper: mk("u3"), Work: mk("w3")}}}, "00", []string{"from-00", "from-59"}, true},
 		{"bind", []Mount{{Type: "bind", Source: a}}, "a", []string{"from-a"}, true},
 		{"bind, read-only", []Mount{{Type: "bind", Source: a, Options: []string{"ro", "nosuid"}}}, "a", []string{"from-a"}, false},
-		{"tmpfs in an overlay", []Mount{{Type: "overlay", Overlay: &Overlay{Lower: []string{a, filepath.Dir(mk("l4/sub"))}, Upper: mk("u4"), Work: mk("w4")}},
-			{Type: "tmpfs", Source: "tmpfs", Target: "/../sub/", Options: []string{"size=1m"}}}, "a", []string{"from-a", "sub"}, true},
+		{"tmpfs in an overlay", []Mount{
+			{Type: "overlay", Overlay: &Overlay{Lower: []string{a, filepath.Dir(mk("l4/sub"))}, Upper: mk("u4"), Work: mk("w4")}},
+			{Type: "tmpfs", Source: "tmpfs", Target: "/../sub/", Options: []string{"size=1m"}},
+		}, "a", []string{"from-a", "sub"}, true},
 	} {
 		at := mk("at")
 		if err := alone(t, func() error {

@@ -122,8 +122,10 @@ func (m *Manager) loadConfig() (*config, error) {
 		err = c.validate()
 	}
 	if err != nil {
-		return nil, &errdefs.Error{Op: "read the network's configuration", What: path, Kind: errdefs.Corrupt, Err: err,
-			Fix: "move the file away; a new one is made when no container is attached"}
+		return nil, &errdefs.Error{
+			Op: "read the network's configuration", What: path, Kind: errdefs.Corrupt, Err: err,
+			Fix: "move the file away; a new one is made when no container is attached",
+		}
 	}
 	return c, nil
 }
@@ -200,9 +202,11 @@ func (m *Manager) choose(rt *socket, h *host, old *config, busy map[string]bool)
 	if c.Bridge == "" {
 		for i := 0; c.Bridge == ""; i++ {
 			if i == maxBridges {
-				return nil, &errdefs.Error{Op: "choose a name for the bridge", Kind: errdefs.Exhausted,
+				return nil, &errdefs.Error{
+					Op: "choose a name for the bridge", Kind: errdefs.Exhausted,
 					Why: "onggi0 to onggi63 exist already and belong to other stores",
-					Fix: "remove one that is not needed: ip link delete onggi0"}
+					Fix: "remove one that is not needed: ip link delete onggi0",
+				}
 			}
 			name := fmt.Sprintf("onggi%d", i)
 			if busy[name] {
@@ -227,9 +231,11 @@ func (m *Manager) choose(rt *socket, h *host, old *config, busy map[string]bool)
 			return c, nil
 		}
 	}
-	return nil, &errdefs.Error{Op: "choose a subnet for the bridge", Kind: errdefs.Exhausted,
+	return nil, &errdefs.Error{
+		Op: "choose a subnet for the bridge", Kind: errdefs.Exhausted,
 		Why: "every candidate overlaps a route or an address of this host",
-		Fix: "name a free one in the configuration"}
+		Fix: "name a free one in the configuration",
+	}
 }
 
 // overlap returns a route or address of the host that overlaps the prefix, or "".
@@ -336,9 +342,11 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 	free := len(eps) == 0 // nothing is attached: what was decided before may be decided anew
 	if c != nil && !m.agrees(c) {
 		if !free {
-			return nil, &errdefs.Error{Op: "set up the bridge", What: c.Bridge, Kind: errdefs.Conflict,
+			return nil, &errdefs.Error{
+				Op: "set up the bridge", What: c.Bridge, Kind: errdefs.Conflict,
 				Why: fmt.Sprintf("containers are attached to %s (%s), and the configuration now asks for another", c.Bridge,
-					c.Subnet), Fix: "stop them first"}
+					c.Subnet), Fix: "stop them first",
+			}
 		}
 		if err := m.removeBridge(rt, c); err != nil {
 			return nil, err
@@ -362,9 +370,11 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 		}
 		if l != nil && l.mac != next.mac() {
 			if m.o.Bridge != "" || !free {
-				return nil, &errdefs.Error{Op: "set up the bridge", What: next.Bridge, Kind: errdefs.Conflict,
+				return nil, &errdefs.Error{
+					Op: "set up the bridge", What: next.Bridge, Kind: errdefs.Conflict,
 					Why: "an interface of this name exists and is not ours",
-					Fix: "remove it (ip link delete " + next.Bridge + "), or choose another name for the bridge"}
+					Fix: "remove it (ip link delete " + next.Bridge + "), or choose another name for the bridge",
+				}
 			}
 			busy[next.Bridge] = true
 			c = next
@@ -373,9 +383,11 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 		if l == nil {
 			if clash := h.overlap(next.Subnet); clash != "" {
 				if m.o.Subnet.IsValid() || !free {
-					return nil, &errdefs.Error{Op: "set up the bridge", What: next.Bridge, Kind: errdefs.Conflict,
+					return nil, &errdefs.Error{
+						Op: "set up the bridge", What: next.Bridge, Kind: errdefs.Conflict,
 						Why: fmt.Sprintf("its subnet %s overlaps %s of this host", next.Subnet, clash),
-						Fix: "stop the containers that are attached and choose another subnet"}
+						Fix: "stop the containers that are attached and choose another subnet",
+					}
 				}
 				if next, err = m.choose(rt, h, next, busy); err != nil {
 					return nil, err
@@ -395,8 +407,10 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 		}
 		return g, err
 	}
-	return nil, &errdefs.Error{Op: "set up the bridge", Kind: errdefs.Conflict,
-		Why: "other stores took every bridge or subnet that was tried", Fix: "try again"}
+	return nil, &errdefs.Error{
+		Op: "set up the bridge", Kind: errdefs.Conflict,
+		Why: "other stores took every bridge or subnet that was tried", Fix: "try again",
+	}
 }
 
 // errTaken: another store was faster with this bridge name or this subnet.

@@ -27,8 +27,10 @@ func TestRulesAsDocumented(t *testing.T) {
 		t.Fatal("doc/network.md has no table")
 	}
 	m := newManager(t)
-	c := &config{Version: configVersion, Owner: "0123456789abcdef", Bridge: "onggi0",
-		Subnet: netip.MustParsePrefix("172.29.0.0/16"), ULA: netip.MustParsePrefix("fd12:3456:789a::/64")}
+	c := &config{
+		Version: configVersion, Owner: "0123456789abcdef", Bridge: "onggi0",
+		Subnet: netip.MustParsePrefix("172.29.0.0/16"), ULA: netip.MustParsePrefix("fd12:3456:789a::/64"),
+	}
 	if err := m.saveConfig(c); err != nil {
 		t.Fatal(err)
 	}
@@ -39,8 +41,10 @@ func TestRulesAsDocumented(t *testing.T) {
 }
 
 func TestConfigIsStrict(t *testing.T) {
-	good := config{Version: configVersion, Owner: "0123456789abcdef", Bridge: "onggi0",
-		Subnet: netip.MustParsePrefix("172.29.0.0/16"), ULA: netip.MustParsePrefix("fd12:3456:789a::/64")}
+	good := config{
+		Version: configVersion, Owner: "0123456789abcdef", Bridge: "onggi0",
+		Subnet: netip.MustParsePrefix("172.29.0.0/16"), ULA: netip.MustParsePrefix("fd12:3456:789a::/64"),
+	}
 	if err := good.validate(); err != nil {
 		t.Fatal(err)
 	}

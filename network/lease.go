@@ -58,8 +58,10 @@ func validID(id string) error {
 		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-' || c == '.'
 	}
 	if !ok {
-		return &errdefs.Error{What: fmt.Sprintf("sandbox id %.140q", id), Kind: errdefs.InvalidArgument,
-			Why: "an id is 1 to 128 of a-z A-Z 0-9 _ - . and does not begin with a dot"}
+		return &errdefs.Error{
+			What: fmt.Sprintf("sandbox id %.140q", id), Kind: errdefs.InvalidArgument,
+			Why: "an id is 1 to 128 of a-z A-Z 0-9 _ - . and does not begin with a dot",
+		}
 	}
 	return nil
 }
@@ -202,8 +204,10 @@ func inodeOf(path string) (uint64, error) {
 // reserve records what the sandbox gets: an address, its ports, the endpoint. The caller holds the lock.
 func (m *Manager) reserve(lock *os.File, g *ground, want Endpoint) (_ *endpoint, err error) {
 	if _, err := os.Lstat(m.path(endpointsDir, want.ID)); err == nil {
-		return nil, &errdefs.Error{What: "sandbox " + want.ID, Kind: errdefs.Conflict, Why: "it is attached already",
-			Fix: "detach it first"}
+		return nil, &errdefs.Error{
+			What: "sandbox " + want.ID, Kind: errdefs.Conflict, Why: "it is attached already",
+			Fix: "detach it first",
+		}
 	}
 	v4, err := m.freeAddress(g.config, last(lock))
 	if err != nil {
@@ -264,8 +268,10 @@ func (m *Manager) freeAddress(c *config, given netip.Addr) (netip.Addr, error) {
 			a, wrapped = first, true
 		}
 		if wrapped && a == begin {
-			return netip.Addr{}, &errdefs.Error{Op: "lease an address", What: "of " + c.Subnet.String(),
-				Kind: errdefs.Exhausted, Why: "all are in use", Fix: "remove containers that are not needed: onggi ps -a"}
+			return netip.Addr{}, &errdefs.Error{
+				Op: "lease an address", What: "of " + c.Subnet.String(),
+				Kind: errdefs.Exhausted, Why: "all are in use", Fix: "remove containers that are not needed: onggi ps -a",
+			}
 		}
 	}
 }

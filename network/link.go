@@ -257,7 +257,8 @@ func (w *batch) defaultRoute(index uint32, gateway netip.Addr) {
 		family = unix.AF_INET6
 	}
 	w.message(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, []byte{
-		family, 0, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, routeTypeUnicast, 0, 0, 0, 0})
+		family, 0, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, routeTypeUnicast, 0, 0, 0, 0,
+	})
 	w.attr(unix.RTA_GATEWAY, gateway.AsSlice())
 	w.u32(unix.RTA_OIF, index)
 }

@@ -244,8 +244,10 @@ func oneWord(s string) bool {
 }
 
 func badName(flag, value, why, fix string) error {
-	return &errdefs.Error{Op: "use", What: flag + " " + strconv.Quote(shorten(value)), Kind: errdefs.InvalidArgument,
-		Why: why, Fix: fix}
+	return &errdefs.Error{
+		Op: "use", What: flag + " " + strconv.Quote(shorten(value)), Kind: errdefs.InvalidArgument,
+		Why: why, Fix: fix,
+	}
 }
 
 // readHostFile reads a file of the host, following links, as /etc/resolv.conf often is one. Not there is empty.

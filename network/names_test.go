@@ -39,26 +39,47 @@ func TestResolvConf(t *testing.T) {
 		n                Names
 		want             string
 	}{
-		{"bridge", plain, "", Names{Attachment: v4Only},
-			"nameserver 192.0.2.53\nsearch example.org example.net\noptions ndots:2 edns0 trust-ad\n"},
-		{"bridge with IPv6", plain, "", Names{Attachment: both},
-			"nameserver 192.0.2.53\nnameserver 2001:db8::53\nsearch example.org example.net\noptions ndots:2 edns0 trust-ad\n"},
+		{
+			"bridge", plain, "",
+			Names{Attachment: v4Only},
+			"nameserver 192.0.2.53\nsearch example.org example.net\noptions ndots:2 edns0 trust-ad\n",
+		},
+		{
+			"bridge with IPv6", plain, "",
+			Names{Attachment: both},
+			"nameserver 192.0.2.53\nnameserver 2001:db8::53\nsearch example.org example.net\noptions ndots:2 edns0 trust-ad\n",
+		},
 		{"none is a copy", plain, "", Names{}, plain},
 		{"host is a copy", plain, "", Names{Host: true}, plain},
-		{"host with options", plain, "", Names{Host: true, DNS: []string{"127.0.0.1"}, DNSOptions: []string{"ndots:1"}},
-			"nameserver 127.0.0.1\nsearch example.org example.net\noptions ndots:1\n"},
-		{"systemd-resolved", "nameserver 127.0.0.53\noptions edns0\nsearch lan\n", "nameserver 192.0.2.1\nsearch other\n",
-			Names{Attachment: v4Only}, "nameserver 192.0.2.1\nsearch lan\noptions edns0\n"},
+		{
+			"host with options", plain, "",
+			Names{Host: true, DNS: []string{"127.0.0.1"}, DNSOptions: []string{"ndots:1"}},
+			"nameserver 127.0.0.1\nsearch example.org example.net\noptions ndots:1\n",
+		},
+		{
+			"systemd-resolved", "nameserver 127.0.0.53\noptions edns0\nsearch lan\n", "nameserver 192.0.2.1\nsearch other\n",
+			Names{Attachment: v4Only},
+			"nameserver 192.0.2.1\nsearch lan\noptions edns0\n",
+		},
 		{"systemd-resolved for the host", "nameserver 127.0.0.53\n", "nameserver 192.0.2.1\n", Names{Host: true}, "nameserver 127.0.0.53\n"},
 		{"systemd-resolved without its file", "nameserver 127.0.0.53\n", "", Names{Attachment: v4Only}, "nameserver 8.8.8.8\nnameserver 8.8.4.4\n"},
-		{"only loopback", "nameserver 127.0.0.1\nnameserver ::1\n", "nameserver 192.0.2.1\n", Names{Attachment: both},
-			"nameserver 8.8.8.8\nnameserver 8.8.4.4\n"},
+		{
+			"only loopback", "nameserver 127.0.0.1\nnameserver ::1\n", "nameserver 192.0.2.1\n",
+			Names{Attachment: both},
+			"nameserver 8.8.8.8\nnameserver 8.8.4.4\n",
+		},
 		{"no file", "", "", Names{Attachment: v4Only}, "nameserver 8.8.8.8\nnameserver 8.8.4.4\n"},
 		{"no file, none", "", "", Names{}, ""},
-		{"own servers", plain, "", Names{Attachment: v4Only, DNS: []string{"192.0.2.7", "::1"}, DNSSearch: []string{"a", "b"}},
-			"nameserver 192.0.2.7\nnameserver ::1\nsearch a b\noptions ndots:2 edns0 trust-ad\n"},
-		{"no search", plain, "", Names{Attachment: v4Only, DNSSearch: []string{"."}},
-			"nameserver 192.0.2.53\noptions ndots:2 edns0 trust-ad\n"},
+		{
+			"own servers", plain, "",
+			Names{Attachment: v4Only, DNS: []string{"192.0.2.7", "::1"}, DNSSearch: []string{"a", "b"}},
+			"nameserver 192.0.2.7\nnameserver ::1\nsearch a b\noptions ndots:2 edns0 trust-ad\n",
+		},
+		{
+			"no search", plain, "",
+			Names{Attachment: v4Only, DNSSearch: []string{"."}},
+			"nameserver 192.0.2.53\noptions ndots:2 edns0 trust-ad\n",
+		},
 		{"garbage", "nameserver\nnameserver not-an-ip\n\x00\nnameserver 192.0.2.9", "", Names{Attachment: v4Only}, "nameserver 192.0.2.9\n"},
 	} {
 		got, err := c.n.resolvConf(files(t, c.resolv, c.resolved, ""))
@@ -67,8 +88,13 @@ func TestResolvConf(t *testing.T) {
 		}
 	}
 	for _, n := range []Names{
-		{DNS: []string{"example.org"}}, {DNS: []string{"192.0.2.1\nnameserver 192.0.2.2"}}, {DNS: []string{""}},
-		{DNSSearch: []string{"a\nnameserver 192.0.2.2"}}, {DNSSearch: []string{"a b"}}, {DNSOptions: []string{"x\ny"}}, {DNSSearch: []string{""}},
+		{DNS: []string{"example.org"}},
+		{DNS: []string{"192.0.2.1\nnameserver 192.0.2.2"}},
+		{DNS: []string{""}},
+		{DNSSearch: []string{"a\nnameserver 192.0.2.2"}},
+		{DNSSearch: []string{"a b"}},
+		{DNSOptions: []string{"x\ny"}},
+		{DNSSearch: []string{""}},
 	} {
 		if got, err := n.resolvConf(files(t, plain, "", "")); !errdefs.Is(err, errdefs.InvalidArgument) || errdefs.FixOf(err) == "" {
 			t.Errorf("%+v: got %q, %v; want invalid-argument with a fix", n, got, err)
@@ -90,20 +116,28 @@ func TestHosts(t *testing.T) {
 		want string
 	}{
 		{"bridge", Names{Hostname: "c1", Attachment: v4Only}, head + "172.29.0.2\tc1\n"},
-		{"both families, qualified", Names{Hostname: "c1.example.org", Attachment: both},
-			head + "172.29.0.2\tc1.example.org c1\nfd00::2\tc1.example.org c1\n"},
+		{
+			"both families, qualified",
+			Names{Hostname: "c1.example.org", Attachment: both},
+			head + "172.29.0.2\tc1.example.org c1\nfd00::2\tc1.example.org c1\n",
+		},
 		{"none", Names{Hostname: "c1"}, head},
 		{"host", Names{Hostname: "box", Host: true, ExtraHosts: []string{"gw:host-gateway"}}, hosts + "\n127.0.0.1\tgw\n"},
-		{"extra", Names{Hostname: "c1", Attachment: v4Only, ExtraHosts: []string{"db:192.0.2.7", "six:2001:db8::7", "b=[2001:db8::8]", "gw:host-gateway"}},
-			head + "192.0.2.7\tdb\n2001:db8::7\tsix\n2001:db8::8\tb\n172.29.0.1\tgw\n172.29.0.2\tc1\n"},
+		{
+			"extra",
+			Names{Hostname: "c1", Attachment: v4Only, ExtraHosts: []string{"db:192.0.2.7", "six:2001:db8::7", "b=[2001:db8::8]", "gw:host-gateway"}},
+			head + "192.0.2.7\tdb\n2001:db8::7\tsix\n2001:db8::8\tb\n172.29.0.1\tgw\n172.29.0.2\tc1\n",
+		},
 	} {
 		got, err := c.n.hosts(files(t, "", "", hosts))
 		if err != nil || string(got) != c.want {
 			t.Errorf("%s: got %q, %v; want %q", c.name, got, err, c.want)
 		}
 	}
-	for _, h := range []string{"", "db", ":1.2.3.4", "db:", "db:nowhere", "db:1.2.3.4\n6.6.6.6\tbank", "a b:1.2.3.4", "a\nb:1.2.3.4",
-		"gw:host-gateway", "db:fe80::1%eth0", "#x:1.2.3.4"} {
+	for _, h := range []string{
+		"", "db", ":1.2.3.4", "db:", "db:nowhere", "db:1.2.3.4\n6.6.6.6\tbank", "a b:1.2.3.4", "a\nb:1.2.3.4",
+		"gw:host-gateway", "db:fe80::1%eth0", "#x:1.2.3.4",
+	} {
 		if got, err := (Names{ExtraHosts: []string{h}}).hosts(files(t, "", "", hosts)); !errdefs.Is(err, errdefs.InvalidArgument) || errdefs.FixOf(err) == "" {
 			t.Errorf("--add-host %q: got %q, %v; want invalid-argument with a fix", h, got, err)
 		}

@@ -42,18 +42,24 @@ type Options struct {
 func Open(o Options) (*Manager, error) {
 	m := &Manager{o}
 	if !filepath.IsAbs(o.StateDir) || !filepath.IsAbs(o.RunDir) {
-		return nil, &errdefs.Error{Op: "open the network", Kind: errdefs.InvalidArgument,
-			Why: fmt.Sprintf("%q and %q must be absolute paths", o.StateDir, o.RunDir)}
+		return nil, &errdefs.Error{
+			Op: "open the network", Kind: errdefs.InvalidArgument,
+			Why: fmt.Sprintf("%q and %q must be absolute paths", o.StateDir, o.RunDir),
+		}
 	}
 	if o.Bridge != "" && !validInterface(o.Bridge) {
-		return nil, &errdefs.Error{Op: "open the network", What: fmt.Sprintf("bridge %q", o.Bridge),
+		return nil, &errdefs.Error{
+			Op: "open the network", What: fmt.Sprintf("bridge %q", o.Bridge),
 			Kind: errdefs.InvalidArgument, Why: "it is not an interface name",
-			Fix: "use 1 to 15 letters, digits, dots, dashes or underscores"}
+			Fix: "use 1 to 15 letters, digits, dots, dashes or underscores",
+		}
 	}
 	if o.Subnet.IsValid() {
 		if err := validSubnet(o.Subnet); err != nil {
-			return nil, &errdefs.Error{Op: "open the network", Kind: errdefs.InvalidArgument, Err: err,
-				Fix: "use a private network such as 172.29.0.0/16"}
+			return nil, &errdefs.Error{
+				Op: "open the network", Kind: errdefs.InvalidArgument, Err: err,
+				Fix: "use a private network such as 172.29.0.0/16",
+			}
 		}
 	}
 	_, err := m.loadConfig()
@@ -98,8 +104,10 @@ type Attachment struct {
 func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ *Attachment, err error) {
 	defer func() {
 		if err != nil {
-			err = &errdefs.Error{Op: "connect container " + shortID(want.ID) + " to the network", Kind: errdefs.KindOf(err),
-				Fix: errdefs.FixOf(err), Err: err}
+			err = &errdefs.Error{
+				Op: "connect container " + shortID(want.ID) + " to the network", Kind: errdefs.KindOf(err),
+				Fix: errdefs.FixOf(err), Err: err,
+			}
 		}
 	}()
 	if err := validID(want.ID); err != nil {
@@ -143,8 +151,10 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 		if within, err = prepareSandbox(netns, g.v6); err != nil {
 			return err
 		}
-		return connect(rt, pair{hostEnd: hostEnd(e.ID), netns: netns, mac: e.mac(), bridge: g.bridge,
-			group: g.group(), hairpin: len(e.Ports) > 0})
+		return connect(rt, pair{
+			hostEnd: hostEnd(e.ID), netns: netns, mac: e.mac(), bridge: g.bridge,
+			group: g.group(), hairpin: len(e.Ports) > 0,
+		})
 	}, func() error { return rt.deleteLink(hostEnd(e.ID)) }); err != nil {
 		return nil, fmt.Errorf("make the veth pair: %w", err)
 	}
@@ -164,8 +174,10 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 	s.Done()
 
 	mac := e.mac()
-	a := &Attachment{Bridge: g.Bridge, IPv4: e.IPv4, Gateway: g.gateway().Addr(), Ports: e.Ports, Warnings: g.warnings,
-		MAC: macString(mac)}
+	a := &Attachment{
+		Bridge: g.Bridge, IPv4: e.IPv4, Gateway: g.gateway().Addr(), Ports: e.Ports, Warnings: g.warnings,
+		MAC: macString(mac),
+	}
 	if g.v6 {
 		a.IPv6, a.Gateway6 = e.IPv6, g.ipv6(a.Gateway).Addr()
 	}
@@ -291,8 +303,10 @@ func (m *Manager) Detach(ctx context.Context, id string) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = &errdefs.Error{Op: "disconnect container " + shortID(id) + " from the network",
-				Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
+			err = &errdefs.Error{
+				Op:   "disconnect container " + shortID(id) + " from the network",
+				Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err,
+			}
 		}
 	}()
 	s := undo.New("network.detach")

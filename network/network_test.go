@@ -532,8 +532,10 @@ func TestWithoutIPv6(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	if _, err := m.Attach(context.Background(), ns, Endpoint{ID: "b", Ports: []Port{{HostIP: netip.IPv6Loopback(),
-		HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}}); !errdefs.Is(err, errdefs.Unsupported) {
+	if _, err := m.Attach(context.Background(), ns, Endpoint{ID: "b", Ports: []Port{{
+		HostIP:   netip.IPv6Loopback(),
+		HostPort: 80, ContainerPort: 80, Protocol: "tcp",
+	}}}); !errdefs.Is(err, errdefs.Unsupported) {
 		t.Errorf("publish at ::1: got %v; want unsupported", err)
 	}
 }

@@ -32,8 +32,10 @@ const maxPorts = 32768
 // Errors: InvalidArgument. Source: docker run --publish (docs.docker.com, "Port publishing and mapping").
 func ParsePort(s string) ([]Port, error) {
 	bad := func(why, fix string) ([]Port, error) {
-		return nil, &errdefs.Error{Op: "publish port", What: strconv.Quote(shorten(s)), Kind: errdefs.InvalidArgument,
-			Why: why, Fix: fix}
+		return nil, &errdefs.Error{
+			Op: "publish port", What: strconv.Quote(shorten(s)), Kind: errdefs.InvalidArgument,
+			Why: why, Fix: fix,
+		}
 	}
 	const form = "write it as [[IP:]HOST:]CONTAINER[/PROTO], for example -p 127.0.0.1:8080:80/tcp"
 	rest, proto, found := strings.Cut(s, "/")
@@ -217,8 +219,10 @@ func (m *Manager) choosePorts(want []Port, v6 bool) ([]Port, error) {
 		return nil, nil
 	}
 	if len(want) > maxPorts {
-		return nil, &errdefs.Error{Kind: errdefs.Exhausted, Why: fmt.Sprintf("%d published ports are too many", len(want)),
-			Fix: fmt.Sprintf("publish at most %d", maxPorts)}
+		return nil, &errdefs.Error{
+			Kind: errdefs.Exhausted, Why: fmt.Sprintf("%d published ports are too many", len(want)),
+			Fix: fmt.Sprintf("publish at most %d", maxPorts),
+		}
 	}
 	names, err := m.names(portsDir)
 	if err != nil {

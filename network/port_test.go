@@ -93,9 +93,18 @@ func TestOverlaps(t *testing.T) {
 		a, b string
 		want bool
 	}{
-		{"", "", true}, {"", "127.0.0.1", true}, {"", "::1", true}, {"", "0.0.0.0", true}, {"", "::", true},
-		{"0.0.0.0", "127.0.0.1", true}, {"0.0.0.0", "::1", false}, {"::", "::1", true}, {"::", "0.0.0.0", false},
-		{"127.0.0.1", "127.0.0.1", true}, {"127.0.0.1", "127.0.0.2", false}, {"::1", "127.0.0.1", false},
+		{"", "", true},
+		{"", "127.0.0.1", true},
+		{"", "::1", true},
+		{"", "0.0.0.0", true},
+		{"", "::", true},
+		{"0.0.0.0", "127.0.0.1", true},
+		{"0.0.0.0", "::1", false},
+		{"::", "::1", true},
+		{"::", "0.0.0.0", false},
+		{"127.0.0.1", "127.0.0.1", true},
+		{"127.0.0.1", "127.0.0.2", false},
+		{"::1", "127.0.0.1", false},
 	} {
 		if got := overlaps(ip(c.a), ip(c.b)); got != c.want || overlaps(ip(c.b), ip(c.a)) != c.want {
 			t.Errorf("overlaps(%q, %q): got %v, want %v", c.a, c.b, got, c.want)

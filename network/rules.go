@@ -169,6 +169,7 @@ func familyIs(f byte) expr {
 func anyBit(bits uint32) expr { return mask(native.AppendUint32(nil, bits)) }
 
 func interfaceIs(key uint32, name string) expr { return interfaceCompare(key, unix.NFT_CMP_EQ, name) }
+
 func interfaceIsNot(key uint32, name string) expr {
 	return interfaceCompare(key, unix.NFT_CMP_NEQ, name)
 }

@@ -154,8 +154,10 @@ func ReadFile(root *os.File, unsafePath string, limit int64) ([]byte, error) {
 	buf := make([]byte, 0, min(limit, max(st.Size, 512))+1)
 	for {
 		if int64(len(buf)) > limit {
-			return nil, &errdefs.Error{Op: "read", What: unsafePath, Kind: errdefs.Exhausted,
-				Why: "it is longer than the " + strconv.FormatInt(limit, 10) + " bytes that are allowed here"}
+			return nil, &errdefs.Error{
+				Op: "read", What: unsafePath, Kind: errdefs.Exhausted,
+				Why: "it is longer than the " + strconv.FormatInt(limit, 10) + " bytes that are allowed here",
+			}
 		}
 		if len(buf) == cap(buf) {
 			buf = append(buf, 0)[:len(buf)]
@@ -222,8 +224,10 @@ func MkdirAll(root *os.File, unsafePath string, mode uint32) (*os.File, error) {
 			name := rest[0]
 			if name == ".." {
 				unix.Close(fd)
-				return nil, &errdefs.Error{Op: "make the directory", What: unsafePath, Kind: errdefs.InvalidArgument,
-					Why: `it has ".." after a directory that does not exist`}
+				return nil, &errdefs.Error{
+					Op: "make the directory", What: unsafePath, Kind: errdefs.InvalidArgument,
+					Why: `it has ".." after a directory that does not exist`,
+				}
 			}
 			next, err := mkdirOpen(fd, name, mode)
 			if err == unix.ELOOP || err == unix.ENOTDIR {

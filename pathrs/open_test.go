@@ -31,10 +31,20 @@ func tree(t *testing.T) (root *os.File, dir string) {
 	write(t, filepath.Join(top, "secret"), "secret")
 	write(t, filepath.Join(dir, "etc/passwd"), "root:x:0:0::/:/bin/sh\n")
 	for _, l := range [][2]string{
-		{"/etc", "abs"}, {"../../../../etc", "a/up"}, {top + "/outside", "out"}, {"../outside", "relout"},
-		{"../../secret", "a/sec"}, {"loop2", "loop1"}, {"loop1", "loop2"}, {"/proc/self/root", "magic"},
-		{"/var/gone", "dangling"}, {"../gone/deep", "a/dangling"}, {"etc/passwd", "file"},
-		{"dangle2", "dangle1"}, {"/new/place", "dangle2"}, {"../../../../../escaped", "a/b/escape"},
+		{"/etc", "abs"},
+		{"../../../../etc", "a/up"},
+		{top + "/outside", "out"},
+		{"../outside", "relout"},
+		{"../../secret", "a/sec"},
+		{"loop2", "loop1"},
+		{"loop1", "loop2"},
+		{"/proc/self/root", "magic"},
+		{"/var/gone", "dangling"},
+		{"../gone/deep", "a/dangling"},
+		{"etc/passwd", "file"},
+		{"dangle2", "dangle1"},
+		{"/new/place", "dangle2"},
+		{"../../../../../escaped", "a/b/escape"},
 	} {
 		if err := os.Symlink(l[0], filepath.Join(dir, l[1])); err != nil {
 			t.Fatal(err)

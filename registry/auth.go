@@ -104,8 +104,10 @@ func (c *Client) logIn(ctx context.Context, ref reference.Reference, challenges 
 // token asks the token server (distribution's "Token Authentication" and "OAuth2" pages).
 func (c *Client) token(ctx context.Context, ref reference.Reference, ch challenge, cred Credential) (string, error) {
 	fail := func(kind errdefs.Kind, why string, err error) (string, error) {
-		return "", &errdefs.Error{Op: "log in at", What: "the registry " + ref.Domain, Kind: kind, Why: why, Err: err,
-			Fix: "check the log-in with: docker login " + ref.Domain}
+		return "", &errdefs.Error{
+			Op: "log in at", What: "the registry " + ref.Domain, Kind: kind, Why: why, Err: err,
+			Fix: "check the log-in with: docker login " + ref.Domain,
+		}
 	}
 	if cred.RegistryToken != "" {
 		return cred.RegistryToken, nil
@@ -128,8 +130,10 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 	defer cancel()
 	var req *http.Request
 	if cred.IdentityToken != "" {
-		form := url.Values{"grant_type": {"refresh_token"}, "service": {ch.params["service"]}, "scope": {scope},
-			"client_id": {c.o.UserAgent}, "refresh_token": {cred.IdentityToken}}.Encode()
+		form := url.Values{
+			"grant_type": {"refresh_token"}, "service": {ch.params["service"]}, "scope": {scope},
+			"client_id": {c.o.UserAgent}, "refresh_token": {cred.IdentityToken},
+		}.Encode()
 		req, err = http.NewRequestWithContext(ctx, http.MethodPost, realm.String(), strings.NewReader(form))
 		if err == nil {
 			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")

@@ -28,8 +28,10 @@ func (c *Client) Blob(ctx context.Context, ref reference.Reference, desc ocispec
 		return nil, err
 	}
 	if desc.Size < 0 {
-		return nil, &errdefs.Error{Op: "fetch a blob of", What: ref.Familiar(), Kind: errdefs.InvalidArgument,
-			Why: fmt.Sprintf("its size %d is negative", desc.Size)}
+		return nil, &errdefs.Error{
+			Op: "fetch a blob of", What: ref.Familiar(), Kind: errdefs.InvalidArgument,
+			Why: fmt.Sprintf("its size %d is negative", desc.Size),
+		}
 	}
 	b := &blob{c: c, ctx: ctx, ref: ref, desc: desc}
 	if err := b.open(); err != nil {

@@ -62,8 +62,10 @@ func readDockerConfig(ctx context.Context, path, registry string) (Credential, e
 	}
 	var cfg dockerConfig
 	if err := json.Unmarshal(b, &cfg); err != nil {
-		return Credential{}, &errdefs.Error{Op: "read", What: path, Kind: errdefs.InvalidArgument,
-			Why: "it is not a docker configuration", Fix: "correct or remove it", Err: err}
+		return Credential{}, &errdefs.Error{
+			Op: "read", What: path, Kind: errdefs.InvalidArgument,
+			Why: "it is not a docker configuration", Fix: "correct or remove it", Err: err,
+		}
 	}
 	return cfg.lookUp(ctx, path, registry)
 }
@@ -73,8 +75,10 @@ func configKeys(registry string) []string {
 	if registry == "docker.io" {
 		return []string{"https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io"}
 	}
-	return []string{registry, "https://" + registry, "http://" + registry, "https://" + registry + "/v1/",
-		"https://" + registry + "/v2/"}
+	return []string{
+		registry, "https://" + registry, "http://" + registry, "https://" + registry + "/v1/",
+		"https://" + registry + "/v2/",
+	}
 }
 
 func (cfg *dockerConfig) lookUp(ctx context.Context, path, registry string) (Credential, error) {
@@ -99,8 +103,10 @@ func (cfg *dockerConfig) lookUp(ctx context.Context, path, registry string) (Cre
 			raw, err := base64.StdEncoding.DecodeString(a.Auth)
 			user, pass, found := strings.Cut(string(raw), ":")
 			if err != nil || !found {
-				return Credential{}, &errdefs.Error{Op: "read", What: path, Kind: errdefs.InvalidArgument,
-					Why: fmt.Sprintf("the entry of %s is not base64 of user:password", k), Fix: "log in again with: docker login " + registry}
+				return Credential{}, &errdefs.Error{
+					Op: "read", What: path, Kind: errdefs.InvalidArgument,
+					Why: fmt.Sprintf("the entry of %s is not base64 of user:password", k), Fix: "log in again with: docker login " + registry,
+				}
 			}
 			cred.Username, cred.Password = user, strings.TrimRight(pass, "\x00")
 		}
@@ -115,8 +121,10 @@ func (cfg *dockerConfig) lookUp(ctx context.Context, path, registry string) (Cre
 // own configuration and found in the user's own PATH; nothing of an image or a registry reaches its arguments.
 func askHelper(ctx context.Context, name, key string) (Credential, error) {
 	if strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
-		return Credential{}, &errdefs.Error{Op: "ask the credential helper", What: fmt.Sprintf("%q", name), Kind: errdefs.InvalidArgument,
-			Why: "a helper is named without a path"}
+		return Credential{}, &errdefs.Error{
+			Op: "ask the credential helper", What: fmt.Sprintf("%q", name), Kind: errdefs.InvalidArgument,
+			Why: "a helper is named without a path",
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
 	defer cancel()
@@ -133,13 +141,17 @@ func askHelper(ctx context.Context, name, key string) (Credential, error) {
 		if exit != nil && strings.Contains(said, "not found") {
 			return Credential{}, nil // "credentials not found in native keychain"
 		}
-		return Credential{}, &errdefs.Error{Op: "ask the credential helper", What: "docker-credential-" + name, Kind: errdefs.Unavailable,
-			Why: clean(said), Fix: "check it, or remove it from docker's config.json", Err: err}
+		return Credential{}, &errdefs.Error{
+			Op: "ask the credential helper", What: "docker-credential-" + name, Kind: errdefs.Unavailable,
+			Why: clean(said), Fix: "check it, or remove it from docker's config.json", Err: err,
+		}
 	}
 	var got struct{ Username, Secret string }
 	if err := json.NewDecoder(bytes.NewReader(out)).Decode(&got); err != nil {
-		return Credential{}, &errdefs.Error{Op: "ask the credential helper", What: "docker-credential-" + name, Kind: errdefs.Corrupt,
-			Why: "its answer is no JSON"}
+		return Credential{}, &errdefs.Error{
+			Op: "ask the credential helper", What: "docker-credential-" + name, Kind: errdefs.Corrupt,
+			Why: "its answer is no JSON",
+		}
 	}
 	if got.Username == "<token>" {
 		return Credential{IdentityToken: got.Secret}, nil

@@ -148,8 +148,10 @@ func (c *Client) head(ctx context.Context, ref reference.Reference) (desc ocispe
 		return desc, false, nil // an answer to HEAD has no body: GET says what is wrong
 	}
 	defer r.close()
-	desc = ocispec.Descriptor{MediaType: contentType(r.Header), Size: r.ContentLength,
-		Digest: digest.Digest(r.Header.Get("Docker-Content-Digest"))}
+	desc = ocispec.Descriptor{
+		MediaType: contentType(r.Header), Size: r.ContentLength,
+		Digest: digest.Digest(r.Header.Get("Docker-Content-Digest")),
+	}
 	if !slices.Contains(manifestTypes, desc.MediaType) || desc.Size <= 0 || desc.Size > MaxManifest || content.Check(desc.Digest) != nil {
 		return desc, false, nil
 	}
@@ -180,8 +182,10 @@ func (c *Client) get(ctx context.Context, ref reference.Reference, desc ocispec.
 	if name == "" {
 		name = ref.Tag
 	}
-	r, err := c.do(ctx, request{op: "fetch the manifest of", ref: ref, method: http.MethodGet, path: "manifests/" + name,
-		accept: manifestTypes, total: 2 * c.o.StallTimeout})
+	r, err := c.do(ctx, request{
+		op: "fetch the manifest of", ref: ref, method: http.MethodGet, path: "manifests/" + name,
+		accept: manifestTypes, total: 2 * c.o.StallTimeout,
+	})
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}

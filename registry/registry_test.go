@@ -38,8 +38,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func serve(t *testing.T, h http.HandlerFunc, change ...func(*Options)) (*Client, reference.Reference) {
 	t.Helper()
 	srv := httptest.NewServer(h)
-	o := Options{StallTimeout: 300 * time.Millisecond, Retries: 2,
-		Credentials: func(context.Context, string) (Credential, error) { return Credential{}, nil }}
+	o := Options{
+		StallTimeout: 300 * time.Millisecond, Retries: 2,
+		Credentials: func(context.Context, string) (Credential, error) { return Credential{}, nil },
+	}
 	for _, f := range change {
 		f(&o)
 	}
@@ -130,12 +132,14 @@ func TestBadManifests(t *testing.T) {
 			w.WriteHeader(404)
 			_, _ = w.Write([]byte(`{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown\u001b[31m\n"}]}`))
 		}, errdefs.NotFound, "it says: manifest unknown [31m)"},
-		"denied":         {status(403, `{"errors":[{"code":"DENIED"}]}`), errdefs.Forbidden, "DENIED"},
-		"500 for ever":   {status(500, "oops\x00\u202e"), errdefs.Unavailable, "answers 500 Internal Server Error"},
-		"429 for ever":   {status(429, `{"message":"slow down"}`), errdefs.Unavailable, "limits the rate"},
-		"a web page":     {status(418, "<html>tea</html>"), errdefs.Unsupported, "418"},
-		"redirect loop":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 302) }, errdefs.Corrupt, "more than 10 times"},
-		"to plain HTTP":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://192.0.2.1/x", 302) }, errdefs.Corrupt, "plain HTTP"},
+		"denied":        {status(403, `{"errors":[{"code":"DENIED"}]}`), errdefs.Forbidden, "DENIED"},
+		"500 for ever":  {status(500, "oops\x00\u202e"), errdefs.Unavailable, "answers 500 Internal Server Error"},
+		"429 for ever":  {status(429, `{"message":"slow down"}`), errdefs.Unavailable, "limits the rate"},
+		"a web page":    {status(418, "<html>tea</html>"), errdefs.Unsupported, "418"},
+		"redirect loop": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, errdefs.Corrupt, "more than 10 times"},
+		"to plain HTTP": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://192.0.2.1/x", http.StatusFound)
+		}, errdefs.Corrupt, "plain HTTP"},
 		"redirect to no": {status(302, ""), errdefs.Corrupt, "without saying where"},
 		"endless": {func(w http.ResponseWriter, r *http.Request) {
 			for w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest); r.Method == http.MethodGet && r.Context().Err() == nil; {

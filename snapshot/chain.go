@@ -172,8 +172,10 @@ func (s *Store) buildChain(ctx context.Context, layers []digest.Digest, at func(
 		c.Root = c.Lower[0]
 	}
 	if len(c.Lower) > maxLower {
-		return nil, nil, &errdefs.Error{Op: "stack", What: fmt.Sprintf("%d layers", len(c.Lower)), Kind: errdefs.Unsupported,
-			Why: fmt.Sprintf("overlayfs takes %d", maxLower), Fix: "squash the image: podman build --squash-all, for one"}
+		return nil, nil, &errdefs.Error{
+			Op: "stack", What: fmt.Sprintf("%d layers", len(c.Lower)), Kind: errdefs.Unsupported,
+			Why: fmt.Sprintf("overlayfs takes %d", maxLower), Fix: "squash the image: podman build --squash-all, for one",
+		}
 	}
 	if err := writeRecord(dir.Name()+"/"+chainRecord, c); err != nil {
 		return nil, nil, s.fail("find out how the layers are stacked in", s.dir, err)

@@ -216,8 +216,10 @@ func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader) error {
 	}
 	got := digest.NewDigest(algorithm, hash)
 	if u.layer.DiffID != "" && got != u.layer.DiffID {
-		return &errdefs.Error{Op: "unpack the layer", What: string(u.layer.DiffID), Kind: errdefs.Corrupt,
-			Why: fmt.Sprintf("its content has the digest %s", got), Fix: "pull the image again; if it stays so, the image is broken at its source"}
+		return &errdefs.Error{
+			Op: "unpack the layer", What: string(u.layer.DiffID), Kind: errdefs.Corrupt,
+			Why: fmt.Sprintf("its content has the digest %s", got), Fix: "pull the image again; if it stays so, the image is broken at its source",
+		}
 	}
 	*u.layer = Layer{DiffID: got, Size: st.Bytes, Entries: st.Entries, Implied: st.Implied, Opaque: st.Opaque, Created: time.Now().UTC()}
 	return writeRecord(u.dir.Name()+"/"+layerRecord, u.layer)

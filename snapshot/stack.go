@@ -30,8 +30,10 @@ func containerPath(id string) (string, error) {
 		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.'
 	}
 	if !ok {
-		return "", &errdefs.Error{Op: "find the writable layer", What: strconv.Quote(id), Kind: errdefs.InvalidArgument,
-			Why: "an id has letters, digits, '-', '_' and '.', and at most 128 of them"}
+		return "", &errdefs.Error{
+			Op: "find the writable layer", What: strconv.Quote(id), Kind: errdefs.InvalidArgument,
+			Why: "an id has letters, digits, '-', '_' and '.', and at most 128 of them",
+		}
 	}
 	return containersDir + "/" + id, nil
 }
@@ -152,8 +154,10 @@ func (s *Store) chainOf(rel, id string) (*chain, error) {
 		c, err = s.readChain(filepath.Base(name))
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &errdefs.Error{Op: "find the layers of", What: id, Kind: errdefs.NotFound, Why: "they have been removed",
-			Fix: "pull the image again and make a new container"}
+		return nil, &errdefs.Error{
+			Op: "find the layers of", What: id, Kind: errdefs.NotFound, Why: "they have been removed",
+			Fix: "pull the image again and make a new container",
+		}
 	}
 	if err != nil {
 		return nil, s.fail("find the layers of", id, err)

@@ -102,14 +102,18 @@ func (s *Store) Layer(diffID digest.Digest) (*Layer, error) {
 	l := new(Layer)
 	if err := readRecord(s.path(layerPath(diffID), layerRecord), l); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &errdefs.Error{Op: "find the layer", What: string(diffID), Kind: errdefs.NotFound, Why: "it is not unpacked here",
-				Fix: "pull the image again"}
+			return nil, &errdefs.Error{
+				Op: "find the layer", What: string(diffID), Kind: errdefs.NotFound, Why: "it is not unpacked here",
+				Fix: "pull the image again",
+			}
 		}
 		return nil, s.fail("read the record of the layer", string(diffID), err)
 	}
 	if l.DiffID != diffID {
-		return nil, &errdefs.Error{Op: "read the record of the layer", What: string(diffID), Kind: errdefs.Corrupt,
-			Why: "it is the record of " + strconv.Quote(string(l.DiffID))}
+		return nil, &errdefs.Error{
+			Op: "read the record of the layer", What: string(diffID), Kind: errdefs.Corrupt,
+			Why: "it is the record of " + strconv.Quote(string(l.DiffID)),
+		}
 	}
 	return l, nil
 }

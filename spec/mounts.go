@@ -29,13 +29,17 @@ func (g *generator) defaults() []runspec.Mount {
 	return []runspec.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
-			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{
+			Destination: "/dev/pts", Type: "devpts", Source: "devpts",
+			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"},
+		},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{access, "nosuid", "noexec", "nodev"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(shm, 10)}},
+		{
+			Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(shm, 10)},
+		},
 	}
 }
 
@@ -140,9 +144,18 @@ func (m *Mount) flag() string {
 
 // flags that a user may give to a mount, each with the ones it replaces.
 var flagGroups = [][]string{
-	{"ro", "rw"}, {"suid", "nosuid"}, {"dev", "nodev"}, {"exec", "noexec"}, {"sync", "async"}, {"dirsync"},
-	{"atime", "noatime", "relatime", "strictatime", "norelatime", "nostrictatime"}, {"diratime", "nodiratime"},
-	{"mand", "nomand"}, {"lazytime", "nolazytime"}, {"symfollow", "nosymfollow"}, {"bind", "rbind"},
+	{"ro", "rw"},
+	{"suid", "nosuid"},
+	{"dev", "nodev"},
+	{"exec", "noexec"},
+	{"sync", "async"},
+	{"dirsync"},
+	{"atime", "noatime", "relatime", "strictatime", "norelatime", "nostrictatime"},
+	{"diratime", "nodiratime"},
+	{"mand", "nomand"},
+	{"lazytime", "nolazytime"},
+	{"symfollow", "nosymfollow"},
+	{"bind", "rbind"},
 }
 
 // setOption puts an option into the list in the place of the one that it contradicts. known is false for an option

@@ -1,5 +1,7 @@
 package spec
 
+//lint:file-ignore SA1019 profiles of users still have the deprecated Name
+
 import (
 	"encoding/json"
 	"fmt"

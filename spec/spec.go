@@ -261,8 +261,10 @@ func Command(c *Config, image *ocispec.ImageConfig) ([]string, error) {
 	}
 	argv := append(append([]string{}, entry...), args...)
 	if len(argv) == 0 {
-		return nil, &errdefs.Error{Op: "run", What: "the container", Kind: errdefs.InvalidArgument, Why: "no command specified: neither the image nor you named one",
-			Fix: "write a command behind the image's name, for example: sh"}
+		return nil, &errdefs.Error{
+			Op: "run", What: "the container", Kind: errdefs.InvalidArgument, Why: "no command specified: neither the image nor you named one",
+			Fix: "write a command behind the image's name, for example: sh",
+		}
 	}
 	for _, a := range argv {
 		if strings.IndexByte(a, 0) >= 0 {

@@ -27,8 +27,10 @@ func input(change func(*Input)) Input {
 		ID:     testID,
 		Image:  &ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"sh"}}},
 		Config: &Config{Network: "bridge"},
-		Host: Host{Capabilities: held(), Rlimits: map[string][2]uint64{"RLIMIT_NOFILE": {1024, 4096}}, CanRaise: true, KernelVersion: [2]int{6, 18},
-			CPUs: 2, Hostname: "hosty", SwapLimit: true, Arch: "amd64"},
+		Host: Host{
+			Capabilities: held(), Rlimits: map[string][2]uint64{"RLIMIT_NOFILE": {1024, 4096}}, CanRaise: true, KernelVersion: [2]int{6, 18},
+			CPUs: 2, Hostname: "hosty", SwapLimit: true, Arch: "amd64",
+		},
 		RootPath: "rootfs", CgroupsPath: "/onggi/" + testID, NetNS: "/proc/self/fd/4",
 	}
 	if change != nil {
@@ -81,7 +83,8 @@ func TestDefaultsAreDockers(t *testing.T) {
 		"devices":  {s.Linux.Resources.Devices, []runspec.LinuxDeviceCgroup{{Access: "rwm"}}},
 		"memory":   {s.Linux.Resources.Memory, (*runspec.LinuxMemory)(nil)},
 		"sysctl": {s.Linux.Sysctl, map[string]string{
-			"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}},
+			"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647",
+		}},
 		"cgroup": {s.Linux.CgroupsPath, "/onggi/" + testID},
 		"nnp":    {s.Process.NoNewPrivileges, false},
 	} {
@@ -291,13 +294,19 @@ func TestMounts(t *testing.T) {
 		{"bind ro slave", one(Mount{Type: "bind", Source: "/src", Target: "/dst", ReadOnly: true, Propagation: "rslave"}), "/dst=/src(rbind,ro,rslave)"},
 		{"volume", one(Mount{Type: "volume", Source: "data", Target: "/d", Options: []string{"nosuid"}}), "/d=/vols/data(rbind,rw,nosuid,rprivate)"},
 		{"tmpfs", one(Mount{Type: "tmpfs", Target: "/t"}), "/t=tmpfs(noexec,nosuid,nodev,rw)"},
-		{"tmpfs options", one(Mount{Type: "tmpfs", Target: "/t", TmpfsSize: 1 << 20, TmpfsMode: 0o1770, Options: []string{"exec", "uid=7"}}),
-			"/t=tmpfs(exec,nosuid,nodev,rw,uid=7,size=1048576,mode=1770)"},
-		{"order by depth", one(Mount{Type: "tmpfs", Target: "/a/b"}, Mount{Type: "bind", Source: "/s", Target: "/a"}),
-			"/a=/s(rbind,rw,rprivate) /a/b=tmpfs(noexec,nosuid,nodev,rw)"},
+		{
+			"tmpfs options", one(Mount{Type: "tmpfs", Target: "/t", TmpfsSize: 1 << 20, TmpfsMode: 0o1770, Options: []string{"exec", "uid=7"}}),
+			"/t=tmpfs(exec,nosuid,nodev,rw,uid=7,size=1048576,mode=1770)",
+		},
+		{
+			"order by depth", one(Mount{Type: "tmpfs", Target: "/a/b"}, Mount{Type: "bind", Source: "/s", Target: "/a"}),
+			"/a=/s(rbind,rw,rprivate) /a/b=tmpfs(noexec,nosuid,nodev,rw)",
+		},
 		{"files", func(in *Input) { in.Files = map[string]string{"/etc/hosts": "/run/h"} }, "/etc/hosts=/run/h(rbind,rprivate,rw)"},
-		{"files, read-only root", func(in *Input) { in.Files, in.Config.ReadOnly = map[string]string{"/etc/hosts": "/run/h"}, true },
-			"/etc/hosts=/run/h(rbind,rprivate,ro)"},
+		{
+			"files, read-only root", func(in *Input) { in.Files, in.Config.ReadOnly = map[string]string{"/etc/hosts": "/run/h"}, true },
+			"/etc/hosts=/run/h(rbind,rprivate,ro)",
+		},
 		{"a user's hosts file", func(in *Input) {
 			in.Files = map[string]string{"/etc/hosts": "/run/h"}
 			in.Config.Mounts = []Mount{{Type: "bind", Source: "/mine", Target: "/etc/hosts"}}
@@ -349,8 +358,10 @@ func TestResources(t *testing.T) {
 	}{
 		{"memory brings as much swap", func(in *Input) { in.Config.Memory = 64 << 20 }, `{"memory":{"limit":67108864,"swap":134217728}}`, 0},
 		{"no swap limit in this kernel", func(in *Input) { in.Config.Memory, in.Host.SwapLimit = 64<<20, false }, `{"memory":{"limit":67108864}}`, 0},
-		{"no swap limit, but asked", func(in *Input) { in.Config.Memory, in.Config.MemorySwap, in.Host.SwapLimit = 64<<20, 64<<20, false },
-			`{"memory":{"limit":67108864}}`, 1},
+		{
+			"no swap limit, but asked", func(in *Input) { in.Config.Memory, in.Config.MemorySwap, in.Host.SwapLimit = 64<<20, 64<<20, false },
+			`{"memory":{"limit":67108864}}`, 1,
+		},
 		{"swap unlimited", func(in *Input) { in.Config.Memory, in.Config.MemorySwap = 64<<20, -1 }, `{"memory":{"limit":67108864,"swap":-1}}`, 0},
 		{"too little", func(in *Input) { in.Config.Memory = 4 << 20 }, "!minimum memory limit allowed is 6MB", 0},
 		{"negative", func(in *Input) { in.Config.Memory = -1 }, "!--memory", 0},
@@ -526,10 +537,14 @@ func TestSeccompProfiles(t *testing.T) {
 	for _, c := range []struct{ name, profile, want string }{
 		{"unconfined", "unconfined", "null"},
 		{"empty", "{}", "null"},
-		{"small", `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"chmod","action":"SCMP_ACT_ERRNO"}]}`,
-			`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_ERRNO"}]}`},
-		{"arch map", `{"defaultAction":"SCMP_ACT_ALLOW","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}]}`,
-			`{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"]}`},
+		{
+			"small", `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"chmod","action":"SCMP_ACT_ERRNO"}]}`,
+			`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_ERRNO"}]}`,
+		},
+		{
+			"arch map", `{"defaultAction":"SCMP_ACT_ALLOW","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}]}`,
+			`{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"]}`,
+		},
 		{"not JSON", "{", "!decoding"},
 		{"no default", `{"syscalls":[{"name":"chmod","action":"SCMP_ACT_ERRNO"}]}`, "!defaultAction"},
 		{"two names", `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"a","names":["b"]}]}`, "!both"},
@@ -594,8 +609,19 @@ func TestProcess(t *testing.T) {
 
 func TestParseSignal(t *testing.T) {
 	for _, c := range []struct{ s, want string }{
-		{"TERM", "15"}, {"sigkill", "9"}, {"9", "9"}, {"SIGRTMIN+3", "37"}, {"RTMIN", "34"}, {"RTMAX-1", "63"}, {"64", "64"},
-		{"0", "!invalid signal"}, {"65", "!invalid signal"}, {"", "!invalid signal"}, {"FOO", "!invalid signal"}, {"RTMIN+99", "!invalid signal"}, {"-9", "!invalid signal"},
+		{"TERM", "15"},
+		{"sigkill", "9"},
+		{"9", "9"},
+		{"SIGRTMIN+3", "37"},
+		{"RTMIN", "34"},
+		{"RTMAX-1", "63"},
+		{"64", "64"},
+		{"0", "!invalid signal"},
+		{"65", "!invalid signal"},
+		{"", "!invalid signal"},
+		{"FOO", "!invalid signal"},
+		{"RTMIN+99", "!invalid signal"},
+		{"-9", "!invalid signal"},
 	} {
 		n, err := ParseSignal("--signal", c.s)
 		check(t, c.s, limitText(uint64(n)), err, c.want)

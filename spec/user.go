@@ -33,9 +33,11 @@ func User(user string, groupAdd []string, passwd, group []byte) (uid, gid uint32
 	}
 	entry, found := findUser(passwd, name, want, numeric)
 	if !found && !numeric {
-		return 0, 0, nil, "", &errdefs.Error{Op: "run as user", What: strconv.Quote(name), Kind: errdefs.InvalidArgument,
+		return 0, 0, nil, "", &errdefs.Error{
+			Op: "run as user", What: strconv.Quote(name), Kind: errdefs.InvalidArgument,
 			Why: fmt.Sprintf("unable to find user %s: no matching entries in the image's /etc/passwd", name),
-			Fix: "use a user of the image, or a numeric id: --user UID[:GID]"}
+			Fix: "use a user of the image, or a numeric id: --user UID[:GID]",
+		}
 	}
 	uid, gid, home = want, 0, "/"
 	if found {
@@ -139,9 +141,11 @@ func findGroup(flag, name string, group []byte) (uint32, error) {
 		return true
 	})
 	if !found {
-		return 0, &errdefs.Error{Op: "use", What: flag + " " + strconv.Quote(name), Kind: errdefs.InvalidArgument,
+		return 0, &errdefs.Error{
+			Op: "use", What: flag + " " + strconv.Quote(name), Kind: errdefs.InvalidArgument,
 			Why: fmt.Sprintf("unable to find group %s: no matching entries in the image's /etc/group", name),
-			Fix: "use a group of the image, or a numeric id"}
+			Fix: "use a group of the image, or a numeric id",
+		}
 	}
 	return id, nil
 }

@@ -70,8 +70,10 @@ func TestPodmanRunsOnOurRuntime(t *testing.T) {
 		t.Fatal(err)
 	}
 	env := []string{"CONTAINERS_CONF=" + conf}
-	podman := []string{"podman", "--root", dir + "/R", "--runroot", dir + "/RR", "--tmpdir", dir + "/T", "--cgroup-manager", "cgroupfs",
-		"--events-backend", "file", "--runtime", runtimePath()}
+	podman := []string{
+		"podman", "--root", dir + "/R", "--runroot", dir + "/RR", "--tmpdir", dir + "/T", "--cgroup-manager", "cgroupfs",
+		"--events-backend", "file", "--runtime", runtimePath(),
+	}
 	do := func(args ...string) string {
 		t.Helper()
 		c := exec.Command(podman[0], append(podman[1:len(podman):len(podman)], args...)...)

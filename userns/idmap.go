@@ -74,8 +74,10 @@ func New(what string, mappings []specs.LinuxIDMapping) (Map, error) {
 
 func (m Map) check() *errdefs.Error {
 	if len(m) > MaxRanges {
-		return &errdefs.Error{Op: "map ids", Kind: errdefs.Exhausted,
-			Why: fmt.Sprintf("%d ranges are more than the %d that the kernel takes", len(m), MaxRanges)}
+		return &errdefs.Error{
+			Op: "map ids", Kind: errdefs.Exhausted,
+			Why: fmt.Sprintf("%d ranges are more than the %d that the kernel takes", len(m), MaxRanges),
+		}
 	}
 	for _, side := range []struct {
 		name  string
@@ -91,14 +93,20 @@ func (m Map) check() *errdefs.Error {
 			first := uint64(side.first(r))
 			switch {
 			case r.Size == 0:
-				return &errdefs.Error{Op: "map ids", Kind: errdefs.InvalidArgument,
-					Why: fmt.Sprintf("the range at %s id %d is empty", side.name, first)}
+				return &errdefs.Error{
+					Op: "map ids", Kind: errdefs.InvalidArgument,
+					Why: fmt.Sprintf("the range at %s id %d is empty", side.name, first),
+				}
 			case first+uint64(r.Size) > noID:
-				return &errdefs.Error{Op: "map ids", Kind: errdefs.InvalidArgument,
-					Why: fmt.Sprintf("%d ids from %s id %d pass the last id, %d", r.Size, side.name, first, uint32(noID-1))}
+				return &errdefs.Error{
+					Op: "map ids", Kind: errdefs.InvalidArgument,
+					Why: fmt.Sprintf("%d ids from %s id %d pass the last id, %d", r.Size, side.name, first, uint32(noID-1)),
+				}
 			case first < end:
-				return &errdefs.Error{Op: "map ids", Kind: errdefs.InvalidArgument,
-					Why: fmt.Sprintf("two ranges hold the %s id %d", side.name, first)}
+				return &errdefs.Error{
+					Op: "map ids", Kind: errdefs.InvalidArgument,
+					Why: fmt.Sprintf("two ranges hold the %s id %d", side.name, first),
+				}
 			}
 			end = first + uint64(r.Size)
 		}
@@ -131,8 +139,10 @@ func Parse(r io.Reader) (Map, error) {
 		if len(f) == 0 {
 			continue
 		}
-		bad := &errdefs.Error{Op: "read an id map", What: strconv.Quote(lines.Text()), Kind: errdefs.Corrupt,
-			Why: "a line is three numbers below 2^32"}
+		bad := &errdefs.Error{
+			Op: "read an id map", What: strconv.Quote(lines.Text()), Kind: errdefs.Corrupt,
+			Why: "a line is three numbers below 2^32",
+		}
 		if len(f) != 3 {
 			return nil, bad
 		}

@@ -70,8 +70,13 @@ func TestParse(t *testing.T) {
 		n  int
 		ok bool
 	}{
-		{"         0          0 4294967295\n", 1, true}, {"", 0, true}, {"0 1 1\n1 5 2\n", 2, true},
-		{"0 0\n", 0, false}, {"0 0 4294967296\n", 0, false}, {"-1 0 1\n", 0, false}, {"0 0 1 1\n", 0, false},
+		{"         0          0 4294967295\n", 1, true},
+		{"", 0, true},
+		{"0 1 1\n1 5 2\n", 2, true},
+		{"0 0\n", 0, false},
+		{"0 0 4294967296\n", 0, false},
+		{"-1 0 1\n", 0, false},
+		{"0 0 1 1\n", 0, false},
 	} {
 		m, err := Parse(strings.NewReader(c.in))
 		if len(m) != c.n || (err == nil) != c.ok {
@@ -86,9 +91,11 @@ func TestKernelAgrees(t *testing.T) {
 		t.Skip("needs root to write an id map of several ranges")
 	}
 	cmd := exec.Command("cat", "/proc/self/uid_map")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER,
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}, {ContainerID: 1, HostID: 100000, Size: 65535}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}}
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}},
+	}
 	out, err := cmd.Output()
 	if err != nil {
 		t.Skipf("cannot make a user namespace here: %v", err)

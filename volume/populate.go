@@ -29,8 +29,10 @@ const maxDepth = 200
 func (s *Store) Populate(v *Volume, src int) (err error) {
 	defer func() {
 		if err != nil {
-			err = &errdefs.Error{Op: "copy the image's content into volume", What: v.Name, Kind: errdefs.KindOf(err),
-				Fix: errdefs.FixOf(err), Err: err}
+			err = &errdefs.Error{
+				Op: "copy the image's content into volume", What: v.Name, Kind: errdefs.KindOf(err),
+				Fix: errdefs.FixOf(err), Err: err,
+			}
 		}
 	}()
 	if err := CheckName(v.Name); err != nil {

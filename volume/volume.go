@@ -96,9 +96,11 @@ func CheckName(name string) error {
 	if ok {
 		return nil
 	}
-	return &errdefs.Error{Op: "use", What: fmt.Sprintf("volume name %.80q", name), Kind: errdefs.InvalidArgument,
+	return &errdefs.Error{
+		Op: "use", What: fmt.Sprintf("volume name %.80q", name), Kind: errdefs.InvalidArgument,
 		Why: "a name is 2 to 255 of a-z A-Z 0-9 _ . - and begins with a letter or a digit",
-		Fix: "choose another name, or write a path beginning with / or ./ to mount a directory of the host"}
+		Fix: "choose another name, or write a path beginning with / or ./ to mount a directory of the host",
+	}
 }
 
 // Ensure returns the volume, making it if it is not there. An empty name makes an anonymous one (64 hex digits). The
@@ -121,8 +123,10 @@ func (s *Store) Ensure(name string, labels map[string]string) (*Volume, error) {
 // before, so that a crash between the two leaves no volume that nobody owns.
 func (s *Store) EnsureAnonymous(name string) (*Volume, error) {
 	if len(name) != anonymousID || strings.Trim(name, "0123456789abcdef") != "" {
-		return nil, &errdefs.Error{Op: "use", What: fmt.Sprintf("volume name %.80q", name), Kind: errdefs.InvalidArgument,
-			Why: "an anonymous volume's name is 64 hex digits"}
+		return nil, &errdefs.Error{
+			Op: "use", What: fmt.Sprintf("volume name %.80q", name), Kind: errdefs.InvalidArgument,
+			Why: "an anonymous volume's name is 64 hex digits",
+		}
 	}
 	return s.ensure(&Volume{Name: name, Anonymous: true})
 }
@@ -207,14 +211,17 @@ func (s *Store) read(name string) (*Volume, error) {
 		return nil, &errdefs.Error{Op: "read volume", What: name, Kind: errdefs.KindOf(err), Err: err}
 	}
 	v := &Volume{}
-	if err := json.Unmarshal(b, v); err == nil && v.Name != name {
+	if err = json.Unmarshal(b, v); err == nil && v.Name != name {
 		err = fmt.Errorf("it is of a volume %q", v.Name)
-	} else if err == nil {
+	}
+	if err == nil {
 		v.Path = filepath.Join(s.dir, name, dataDir)
 		return v, nil
 	}
-	return nil, &errdefs.Error{Op: "read volume", What: name, Kind: errdefs.Corrupt, Why: path + " is not a record of ours",
-		Err: err, Fix: "look at the file; the data beside it is untouched"}
+	return nil, &errdefs.Error{
+		Op: "read volume", What: name, Kind: errdefs.Corrupt, Why: path + " is not a record of ours",
+		Err: err, Fix: "look at the file; the data beside it is untouched",
+	}
 }
 
 // List returns all volumes by name.

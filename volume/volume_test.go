@@ -41,9 +41,22 @@ func TestNames(t *testing.T) {
 		name string
 		ok   bool
 	}{
-		{"data", true}, {"a1", true}, {"0.b", true}, {"A_b-c.d", true}, {strings.Repeat("x", 255), true},
-		{"a", false}, {".a", false}, {"-a", false}, {"_a", false}, {"..", false}, {"a/b", false}, {"a b", false},
-		{"a\n", false}, {"ä1", false}, {strings.Repeat("x", 256), false}, {"a\x00b", false},
+		{"data", true},
+		{"a1", true},
+		{"0.b", true},
+		{"A_b-c.d", true},
+		{strings.Repeat("x", 255), true},
+		{"a", false},
+		{".a", false},
+		{"-a", false},
+		{"_a", false},
+		{"..", false},
+		{"a/b", false},
+		{"a b", false},
+		{"a\n", false},
+		{"ä1", false},
+		{strings.Repeat("x", 256), false},
+		{"a\x00b", false},
 	} {
 		_, err := s.Ensure(c.name, nil)
 		if got := err == nil; got != c.ok || !c.ok && !errdefs.Is(err, errdefs.InvalidArgument) {

@@ -24,8 +24,18 @@ type command struct {
 }
 
 var commands = [...]command{
-	{"run", cmdRun}, {"create", cmdCreate}, {"start", cmdStart}, {"exec", cmdExec}, {"state", cmdState}, {"kill", cmdKill},
-	{"delete", cmdDelete}, {"list", cmdList}, {"ps", cmdPs}, {"spec", cmdSpec}, {"features", cmdFeatures}, {"plan", cmdPlan},
+	{"run", cmdRun},
+	{"create", cmdCreate},
+	{"start", cmdStart},
+	{"exec", cmdExec},
+	{"state", cmdState},
+	{"kill", cmdKill},
+	{"delete", cmdDelete},
+	{"list", cmdList},
+	{"ps", cmdPs},
+	{"spec", cmdSpec},
+	{"features", cmdFeatures},
+	{"plan", cmdPlan},
 }
 
 // one returns the only argument.
@@ -76,8 +86,10 @@ func (c *createFlags) parse(args []string, run bool) (id string, err error) {
 
 // options turns the flags into what launch takes.
 func (c *createFlags) options(g *globals, id string) (launch.Options, error) {
-	o := launch.Options{Root: g.root, ID: id, Bundle: c.bundle, NoPivot: c.noPivot, NoNewKeyring: c.noKeyring, Init: c.init,
-		Timing: c.timing, Warn: g.warn, Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}}
+	o := launch.Options{
+		Root: g.root, ID: id, Bundle: c.bundle, NoPivot: c.noPivot, NoNewKeyring: c.noKeyring, Init: c.init,
+		Timing: c.timing, Warn: g.warn, Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr},
+	}
 	var err error
 	if o.Spec, err = launch.LoadSpec(c.bundle); err != nil {
 		return o, err
@@ -530,8 +542,10 @@ func cmdPlan(g *globals, args []string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	o := launch.Options{Root: g.root, ID: id, Bundle: c.bundle, NoPivot: c.noPivot, NoNewKeyring: c.noKeyring, Init: c.init, Timing: c.timing,
-		Detached: true, Warn: func(s string) { _, _ = os.Stderr.WriteString("warning: " + s + "\n") }}
+	o := launch.Options{
+		Root: g.root, ID: id, Bundle: c.bundle, NoPivot: c.noPivot, NoNewKeyring: c.noKeyring, Init: c.init, Timing: c.timing,
+		Detached: true, Warn: func(s string) { _, _ = os.Stderr.WriteString("warning: " + s + "\n") },
+	}
 	p, err := launch.Plan(o)
 	if err != nil {
 		return 1, err

@@ -55,8 +55,10 @@ func run(args []string) int {
 		_, _ = os.Stdout.WriteString(usage)
 		return 0
 	case systemd:
-		return g.fail("", &errdefs.Error{Op: "use", What: "--systemd-cgroup", Kind: errdefs.Unsupported,
-			Why: "the systemd driver is not supported yet", Fix: "set the engine's cgroup manager to cgroupfs"})
+		return g.fail("", &errdefs.Error{
+			Op: "use", What: "--systemd-cgroup", Kind: errdefs.Unsupported,
+			Why: "the systemd driver is not supported yet", Fix: "set the engine's cgroup manager to cgroupfs",
+		})
 	case rootless != "" && rootless != "auto" && rootless != "true" && rootless != "false":
 		return g.fail("", usageError("--rootless", "its values are auto, true and false"))
 	case g.logFormat != "text" && g.logFormat != "json":

@@ -58,10 +58,12 @@ func newMonitored(t testing.TB, terminal bool, uid int, args ...string) *monitor
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &monitored{t: t, dir: dir, cfg: &monitor.Config{ID: filepath.Base(dir), Bundle: dir + "/bundle", RunDir: dir + "/run",
+	m := &monitored{t: t, dir: dir, cfg: &monitor.Config{
+		ID: filepath.Base(dir), Bundle: dir + "/bundle", RunDir: dir + "/run",
 		StateDir: dir + "/state", RuntimeRoot: dir + "/rt", Terminal: terminal,
 		Log:     monitor.LogConfig{Driver: "local", Path: dir + "/state/log"},
-		Cleanup: []string{"/bin/sh", "-c", "echo >" + dir + "/cleaned"}}}
+		Cleanup: []string{"/bin/sh", "-c", "echo >" + dir + "/cleaned"},
+	}}
 	for _, d := range []string{"run", "state", "bundle/rootfs/bin", "bundle/rootfs/proc", "bundle/rootfs/dev", "bundle/rootfs/tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -85,8 +87,10 @@ func newMonitored(t testing.TB, terminal bool, uid int, args ...string) *monitor
 		"ociVersion": "1.0.2",
 		"root":       map[string]any{"path": "rootfs"},
 		"hostname":   "box",
-		"process": map[string]any{"terminal": terminal, "user": map[string]int{"uid": uid, "gid": uid}, "cwd": "/", "args": args,
-			"env": []string{"PATH=/bin", "TERM=dumb"}, "capabilities": map[string][]string{}},
+		"process": map[string]any{
+			"terminal": terminal, "user": map[string]int{"uid": uid, "gid": uid}, "cwd": "/", "args": args,
+			"env": []string{"PATH=/bin", "TERM=dumb"}, "capabilities": map[string][]string{},
+		},
 		"mounts": []map[string]any{
 			{"destination": "/proc", "type": "proc", "source": "proc"},
 			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755", "size=65536k"}},
@@ -208,8 +212,10 @@ func TestMonitored(t *testing.T) {
 	for name, c := range map[string]struct {
 		cmd  string
 		kind errdefs.Kind
-	}{"not found": {"/no/such", errdefs.CommandNotFound}, "not in PATH": {"nosuch", errdefs.CommandNotFound},
-		"not executable": {"/tmp/data", errdefs.NotExecutable}} {
+	}{
+		"not found": {"/no/such", errdefs.CommandNotFound}, "not in PATH": {"nosuch", errdefs.CommandNotFound},
+		"not executable": {"/tmp/data", errdefs.NotExecutable},
+	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMonitored(t, false, 0, c.cmd)
 			cl := m.spawn()

@@ -391,8 +391,10 @@ func (c *Container) remove(force bool) error {
 		}
 		if c.record.alive() {
 			if !force {
-				return &errdefs.Error{Op: "delete container", What: id, Kind: errdefs.Conflict, Why: "it is " + string(c.record.status()),
-					Fix: "stop it first, or use delete --force"}
+				return &errdefs.Error{
+					Op: "delete container", What: id, Kind: errdefs.Conflict, Why: "it is " + string(c.record.status()),
+					Fix: "stop it first, or use delete --force",
+				}
 			}
 			c.pid = c.record.Pid
 			c.killAndWait()

@@ -1,5 +1,7 @@
 package launch
 
+//lint:file-ignore SA1019 Prestart is deprecated, but engines still send it
+
 import (
 	"context"
 	"encoding/binary"
@@ -52,8 +54,10 @@ type creation struct {
 func Create(ctx context.Context, o Options) (_ *Container, err error) {
 	steps := undo.New("create")
 	defer steps.Undo(&err)
-	k := &creation{Options: o, spec: o.Spec, lock: -1, reportW: -1, controlR: -1, gate: -1, console: -1, consoleR: -1,
-		dir: path.Join(o.Root, o.ID)}
+	k := &creation{
+		Options: o, spec: o.Spec, lock: -1, reportW: -1, controlR: -1, gate: -1, console: -1, consoleR: -1,
+		dir: path.Join(o.Root, o.ID),
+	}
 	k.c = &Container{root: o.Root, control: -1, report: -1, steps: steps, born: monotonic()}
 	defer k.close()
 
@@ -291,8 +295,10 @@ func (k *creation) open() error {
 		}
 		k.keep(fd)
 		if t, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || uint64(t) != plan.NamespaceFlag(string(n.Type)) {
-			return &errdefs.Error{Op: "join", What: string(n.Type) + " namespace " + n.Path, Kind: errdefs.InvalidArgument,
-				Why: "this file is not a namespace of that type"}
+			return &errdefs.Error{
+				Op: "join", What: string(n.Type) + " namespace " + n.Path, Kind: errdefs.InvalidArgument,
+				Why: "this file is not a namespace of that type",
+			}
 		}
 		k.joined = append(k.joined, plan.Join{Type: string(n.Type), FD: fd})
 	}

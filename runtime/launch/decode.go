@@ -1,5 +1,7 @@
 package launch
 
+//lint:file-ignore SA1019 the deprecated limits are still part of a bundle
+
 import (
 	"encoding/json"
 	"os"

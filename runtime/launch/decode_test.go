@@ -89,15 +89,19 @@ func TestDecodeSpecAsEncodingJSON(t *testing.T) {
 
 func TestRecordRoundTrip(t *testing.T) {
 	n, mask := -5, uint32(0)
-	want := &record{Version: "1.2.0", ID: "a", Status: "created", Pid: 7, Started: 1 << 60, Bundle: "/b \"q\" é", Rootfs: "/r",
+	want := &record{
+		Version: "1.2.0", ID: "a", Status: "created", Pid: 7, Started: 1 << 60, Bundle: "/b \"q\" é", Rootfs: "/r",
 		Created: time.Unix(1700000000, 123).UTC(), Owner: 3, Cgroup: "/x", Terminal: true,
 		Namespaces: []runspec.LinuxNamespace{{Type: "pid"}, {Type: "network", Path: "/p"}}, Annotations: map[string]string{"k": "v"},
 		Hooks: &runspec.Hooks{Poststop: []runspec.Hook{{Path: "/h"}}},
-		Process: &runspec.Process{Args: []string{"a", "\n"}, Env: []string{"E=1"}, Cwd: "/", OOMScoreAdj: &n, NoNewPrivileges: true,
+		Process: &runspec.Process{
+			Args: []string{"a", "\n"}, Env: []string{"E=1"}, Cwd: "/", OOMScoreAdj: &n, NoNewPrivileges: true,
 			User:         runspec.User{UID: 1, GID: 2, Umask: &mask, AdditionalGids: []uint32{3}},
 			Capabilities: &runspec.LinuxCapabilities{Bounding: []string{"CAP_KILL"}},
-			Rlimits:      []runspec.POSIXRlimit{{Type: "RLIMIT_CORE", Hard: 1<<64 - 1}}},
-		Flags: 2, Steps: []string{"execute x"}, FirstStep: 9}
+			Rlimits:      []runspec.POSIXRlimit{{Type: "RLIMIT_CORE", Hard: 1<<64 - 1}},
+		},
+		Flags: 2, Steps: []string{"execute x"}, FirstStep: 9,
+	}
 	b, err := want.encode()
 	if err != nil {
 		t.Fatal(err)

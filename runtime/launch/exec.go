@@ -154,8 +154,10 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 		a.fds = append(a.fds, int(f.Fd()))
 	}
 	first := len(a.fds)
-	in.Fds = plan.Fds{Preserve: len(o.Preserve), Report: first, Control: -1, Gate: -1, Console: first + 1,
-		Join: []plan.Join{{Type: "all", FD: first + 2}}}
+	in.Fds = plan.Fds{
+		Preserve: len(o.Preserve), Report: first, Control: -1, Gate: -1, Console: first + 1,
+		Join: []plan.Join{{Type: "all", FD: first + 2}},
+	}
 	a.fds = append(a.fds, p[1], console, pidfd)
 	if group != nil {
 		tasks, err := group.Tasks()

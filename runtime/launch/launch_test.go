@@ -1,5 +1,7 @@
 package launch
 
+//lint:file-ignore SA1019 Prestart is deprecated, but engines still send it
+
 import (
 	"bytes"
 	"context"
@@ -169,15 +171,6 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func (h *host) sh(script string) string {
-	h.t.Helper()
-	out, code, err := h.run(h.options(h.spec(script)))
-	if err != nil || code != 0 {
-		h.t.Fatalf("%q: code %d, error %v, output:\n%s", script, code, err, out)
-	}
-	return out
-}
-
 func TestTheContainerSeesItself(t *testing.T) {
 	h := newHost(t)
 	for _, c := range []struct{ name, script, want string }{
@@ -275,8 +268,14 @@ func TestExitCodes(t *testing.T) {
 		script string
 		init   bool
 		want   int
-	}{{"exit 7", false, 7}, {"kill -9 $$; sleep 1; exit 3", false, 3}, {"exit 7", true, 7}, {"kill -9 $$", true, 137}, {"kill -TERM 1; sleep 5", true, 143},
-		{"(sleep 0.05; exit 3) & sleep 0.1; exit 9", true, 9}} {
+	}{
+		{"exit 7", false, 7},
+		{"kill -9 $$; sleep 1; exit 3", false, 3},
+		{"exit 7", true, 7},
+		{"kill -9 $$", true, 137},
+		{"kill -TERM 1; sleep 5", true, 143},
+		{"(sleep 0.05; exit 3) & sleep 0.1; exit 9", true, 9},
+	} {
 		o := h.options(h.spec(c.script))
 		o.Init = c.init
 		if out, code, err := h.run(o); err != nil || code != c.want {
@@ -298,8 +297,10 @@ func TestCommandsThatCannotRun(t *testing.T) {
 		want errdefs.Kind
 		text string
 	}{
-		{"nope", errdefs.CommandNotFound, "executable file not found in $PATH"}, {"/no/such", errdefs.CommandNotFound, "no such file"},
-		{"data", errdefs.NotExecutable, "permission denied"}, {"/etc", errdefs.NotExecutable, "permission denied"},
+		{"nope", errdefs.CommandNotFound, "executable file not found in $PATH"},
+		{"/no/such", errdefs.CommandNotFound, "no such file"},
+		{"data", errdefs.NotExecutable, "permission denied"},
+		{"/etc", errdefs.NotExecutable, "permission denied"},
 		{"/bin/garbage", errdefs.NotExecutable, "exec format error"},
 	} {
 		for _, ungated := range []bool{true, false} {
@@ -437,8 +438,10 @@ func TestRootAsMounts(t *testing.T) {
 	for name, m := range map[string]mount.Mount{
 		"overlay":  {Type: "overlay", Overlay: &mount.Overlay{Lower: []string{low, h.rootfs}, Upper: upper, Work: work}},
 		"volatile": {Type: "overlay", Overlay: &mount.Overlay{Lower: []string{low, h.rootfs}, Upper: upper, Work: work, Volatile: true}},
-		"long": {Type: "overlay", Overlay: &mount.Overlay{Lower: append(append([]string{}, longLayers(t, h.bundle)...), low, h.rootfs),
-			Upper: upper, Work: work}},
+		"long": {Type: "overlay", Overlay: &mount.Overlay{
+			Lower: append(append([]string{}, longLayers(t, h.bundle)...), low, h.rootfs),
+			Upper: upper, Work: work,
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h.t = t
@@ -671,9 +674,11 @@ func TestHooks(t *testing.T) {
 		return []runspec.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `read -r s; case "$s" in *'"id":"'*) ok=state;; esac; echo ` + name + ` $ok >> ` + log}}}
 	}
 	s := h.spec("cat /dev/shm/hook; pwd")
-	s.Hooks = &runspec.Hooks{Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), CreateContainer: hook("createContainer"), //nolint:staticcheck // in use
+	s.Hooks = &runspec.Hooks{
+		Prestart: hook("prestart"), CreateRuntime: hook("createRuntime"), CreateContainer: hook("createContainer"), //nolint:staticcheck // in use
 		StartContainer: []runspec.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "hostname > /dev/shm/hook"}, Env: []string{"PATH=/bin"}}},
-		Poststart:      hook("poststart"), Poststop: hook("poststop")}
+		Poststart:      hook("poststart"), Poststop: hook("poststop"),
+	}
 	for _, ungated := range []bool{true, false} {
 		_ = os.Remove(log)
 		s.Linux.CgroupsPath += "x"
@@ -761,8 +766,10 @@ func TestSeccompIsLoadedAndKeptForExec(t *testing.T) {
 		s := h.spec("grep -E '^Seccomp:|CapEff' /proc/self/status; hostname x 2>&1; sleep 100")
 		s.Process.NoNewPrivileges = nnp
 		one := uint(1)
-		s.Linux.Seccomp = &runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Architectures: []runspec.Arch{runspec.ArchX86_64},
-			Syscalls: []runspec.LinuxSyscall{{Names: []string{"sethostname", "uname"}, Action: runspec.ActErrno, ErrnoRet: &one}}}
+		s.Linux.Seccomp = &runspec.LinuxSeccomp{
+			DefaultAction: runspec.ActAllow, Architectures: []runspec.Arch{runspec.ArchX86_64},
+			Syscalls: []runspec.LinuxSyscall{{Names: []string{"sethostname", "uname"}, Action: runspec.ActErrno, ErrnoRet: &one}},
+		}
 		o := h.options(s)
 		r, w, _ := os.Pipe()
 		o.Stdio[1], o.Stdio[2] = w, w

@@ -17,8 +17,10 @@ func LoadSpec(bundle string) (*runspec.Spec, error) {
 	name := path.Join(bundle, "config.json")
 	b, err := readBounded(name, maxSpec)
 	if os.IsNotExist(err) {
-		return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.NotFound, Why: "the bundle has no config.json",
-			Fix: "make one with: onggi-runtime spec --bundle " + bundle}
+		return nil, &errdefs.Error{
+			Op: "read", What: name, Kind: errdefs.NotFound, Why: "the bundle has no config.json",
+			Fix: "make one with: onggi-runtime spec --bundle " + bundle,
+		}
 	}
 	if err != nil {
 		return nil, err

@@ -49,8 +49,10 @@ func checkID(id string) error {
 		ok = ok && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.IndexByte("_+-.", r) >= 0)
 	}
 	if !ok {
-		return &errdefs.Error{Op: "use the container id", What: strconv.Quote(id), Kind: errdefs.InvalidArgument,
-			Why: "an id is 1 to 255 letters, digits and _ + - ."}
+		return &errdefs.Error{
+			Op: "use the container id", What: strconv.Quote(id), Kind: errdefs.InvalidArgument,
+			Why: "an id is 1 to 255 letters, digits and _ + - .",
+		}
 	}
 	return nil
 }
@@ -66,8 +68,10 @@ func lock(root, id string, create bool) (int, error) {
 			return -1, err
 		}
 		if err := unix.Mkdir(dir, 0o700); err == unix.EEXIST {
-			return -1, &errdefs.Error{Op: "create container", What: id, Kind: errdefs.AlreadyExists, Why: "a container with this id exists",
-				Fix: "use another id, or remove it with: onggi-runtime delete --force " + id}
+			return -1, &errdefs.Error{
+				Op: "create container", What: id, Kind: errdefs.AlreadyExists, Why: "a container with this id exists",
+				Fix: "use another id, or remove it with: onggi-runtime delete --force " + id,
+			}
 		} else if err != nil {
 			return -1, &errdefs.Error{Op: "create container", What: id, Err: err}
 		}
@@ -116,8 +120,10 @@ func readRecord(root, id string) (*record, error) {
 	}
 	r, err := decodeRecord(b)
 	if err != nil {
-		return nil, &errdefs.Error{Op: "read the state of", What: id, Kind: errdefs.Corrupt, Err: err,
-			Fix: "remove the container with: onggi-runtime delete --force " + id}
+		return nil, &errdefs.Error{
+			Op: "read the state of", What: id, Kind: errdefs.Corrupt, Err: err,
+			Fix: "remove the container with: onggi-runtime delete --force " + id,
+		}
 	}
 	return r, nil
 }
@@ -204,8 +210,10 @@ type State struct {
 }
 
 func (r *record) state() State {
-	s := State{Version: r.Version, ID: r.ID, Pid: r.Pid, Status: r.status(), Bundle: r.Bundle, Rootfs: r.Rootfs,
-		Created: r.Created, Annotations: r.Annotations}
+	s := State{
+		Version: r.Version, ID: r.ID, Pid: r.Pid, Status: r.status(), Bundle: r.Bundle, Rootfs: r.Rootfs,
+		Created: r.Created, Annotations: r.Annotations,
+	}
 	if s.Status == runspec.StateStopped {
 		s.Pid = 0
 	}

@@ -162,7 +162,8 @@ func Plant(o SpawnOptions) (*Seed, error) {
 	}
 	pidfd := -1
 	pid, err := syscall.ForkExec(o.Binary, []string{o.Binary, "monitor", "--config", s.path}, &syscall.ProcAttr{
-		Dir: "/", Env: environment(), Files: fds, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}})
+		Dir: "/", Env: environment(), Files: fds, Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	})
 	runtime.KeepAlive(o)
 	if err != nil {
 		c.close()

@@ -45,7 +45,8 @@ func execute(argv []string, files []uintptr, timeout time.Duration) (unix.WaitSt
 	}
 	pidfd := -1
 	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
-		Dir: "/", Env: childEnvironment(), Files: files, Sys: &syscall.SysProcAttr{PidFD: &pidfd}})
+		Dir: "/", Env: childEnvironment(), Files: files, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
+	})
 	if err != nil {
 		return 0, fail("", err)
 	}

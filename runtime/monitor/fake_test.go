@@ -167,6 +167,7 @@ func (p *fakeProcess) Start() error {
 	}
 	return e
 }
+
 func (p *fakeProcess) Wait() (Exit, error) {
 	var ws unix.WaitStatus
 	if _, err := unix.Wait4(p.pid, &ws, 0, nil); err != nil {
@@ -182,6 +183,7 @@ func (p *fakeProcess) OOMKilled() bool      { return false }
 func (p *fakeProcess) Delete() error {
 	return os.WriteFile(filepath.Join(p.dir, "deleted"), nil, 0o600)
 }
+
 func (p *fakeProcess) Spans() []undo.Span {
 	return []undo.Span{{Name: "fake.clone", Start: 1, Took: 2}}
 }
@@ -203,8 +205,10 @@ func newBox(t testing.TB, args ...string) *box {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(top, strings.Repeat("a-long-name-", 12))
-	b := &box{t: t, dir: dir, cfg: &Config{ID: "box", Bundle: filepath.Join(dir, "bundle"), RunDir: filepath.Join(dir, "run"),
-		StateDir: filepath.Join(dir, "state"), Cleanup: []string{"/bin/sh", "-c", "echo >>" + dir + "/cleaned"}}}
+	b := &box{t: t, dir: dir, cfg: &Config{
+		ID: "box", Bundle: filepath.Join(dir, "bundle"), RunDir: filepath.Join(dir, "run"),
+		StateDir: filepath.Join(dir, "state"), Cleanup: []string{"/bin/sh", "-c", "echo >>" + dir + "/cleaned"},
+	}}
 	b.cfg.Log = LogConfig{Driver: "local", Path: filepath.Join(b.cfg.StateDir, "log")}
 	for _, d := range []string{b.cfg.Bundle, b.cfg.RunDir, b.cfg.StateDir} {
 		if err := os.MkdirAll(d, 0o700); err != nil {

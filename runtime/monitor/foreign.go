@@ -93,8 +93,10 @@ func (f *foreignProcess) create(ctx context.Context, stdio Stdio) (err error) {
 	defer f.steps.Undo(&err)
 	f.path, err = exec.LookPath(f.cfg.Runtime[0])
 	if err != nil {
-		return &errdefs.Error{Op: "find the runtime", What: f.cfg.Runtime[0], Kind: errdefs.NotFound, Err: err,
-			Fix: "install it, or give its path with --runtime"}
+		return &errdefs.Error{
+			Op: "find the runtime", What: f.cfg.Runtime[0], Kind: errdefs.NotFound, Err: err,
+			Fix: "install it, or give its path with --runtime",
+		}
 	}
 	root := ""
 	bundle := filepath.Join(f.cfg.RunDir, bundleName)

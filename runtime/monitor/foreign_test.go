@@ -53,8 +53,10 @@ func foreignBox(t *testing.T, rt string, terminal bool, args ...string) *box {
 		"ociVersion": "1.0.2",
 		"root":       map[string]any{"path": "rootfs"},
 		"hostname":   "box",
-		"process": map[string]any{"terminal": terminal, "user": map[string]int{"uid": 0, "gid": 0}, "cwd": "/", "args": args,
-			"env": []string{"PATH=/bin", "TERM=dumb"}, "capabilities": map[string][]string{}},
+		"process": map[string]any{
+			"terminal": terminal, "user": map[string]int{"uid": 0, "gid": 0}, "cwd": "/", "args": args,
+			"env": []string{"PATH=/bin", "TERM=dumb"}, "capabilities": map[string][]string{},
+		},
 		"mounts": []map[string]any{
 			{"destination": "/proc", "type": "proc", "source": "proc"},
 			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755", "size=65536k"}},
@@ -206,8 +208,10 @@ func TestForeignRuntimes(t *testing.T) {
 			for name, c := range map[string]struct {
 				cmd  string
 				kind errdefs.Kind
-			}{"not found": {"/no/such", errdefs.CommandNotFound}, "not in PATH": {"nosuch", errdefs.CommandNotFound},
-				"not executable": {"/tmp/data", errdefs.NotExecutable}} {
+			}{
+				"not found": {"/no/such", errdefs.CommandNotFound}, "not in PATH": {"nosuch", errdefs.CommandNotFound},
+				"not executable": {"/tmp/data", errdefs.NotExecutable},
+			} {
 				t.Run(name, func(t *testing.T) {
 					b := foreignBox(t, rt, false, c.cmd)
 					cl := b.spawnForeign()

@@ -357,7 +357,7 @@ func (s *server) load(fd int) error {
 	s.io = &stdio{bar: s.bar}
 	s.made = &message{Op: "created"}
 	s.phase = running
-	var kind, stream, own, watched, dst = 0, 0, -1, -1, -1
+	kind, stream, own, watched, dst := 0, 0, -1, -1, -1
 	var mine, stdinClosed bool
 	var held string
 	var logErr error

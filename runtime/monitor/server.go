@@ -70,8 +70,10 @@ func Main(path string, create Creator, adopt Adopter) int {
 }
 
 func newServer() *server {
-	s := &server{steps: undo.New("monitor"), peers: map[*peer]bool{}, bar: newBarrier(),
-		starts: make(chan chan error), abandoned: make(chan struct{}, 1), dead: make(chan struct{})}
+	s := &server{
+		steps: undo.New("monitor"), peers: map[*peer]bool{}, bar: newBarrier(),
+		starts: make(chan chan error), abandoned: make(chan struct{}, 1), dead: make(chan struct{}),
+	}
 	s.changed.L = &s.mu
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
@@ -279,8 +281,10 @@ func (s *server) follow() {
 			alone := len(s.peers) == 0 && s.phase == created
 			s.mu.Unlock()
 			if alone {
-				s.failed(&errdefs.Error{Op: "start", What: s.cfg.ID, Kind: errdefs.Canceled,
-					Why: "the command that created it ended before it was started"})
+				s.failed(&errdefs.Error{
+					Op: "start", What: s.cfg.ID, Kind: errdefs.Canceled,
+					Why: "the command that created it ended before it was started",
+				})
 				s.destroy()
 			}
 		case <-s.dead:
@@ -290,8 +294,10 @@ func (s *server) follow() {
 			s.mu.Lock()
 			if s.phase == created && s.failure == nil {
 				s.mu.Unlock()
-				s.failed(&errdefs.Error{Op: "start", What: s.cfg.ID, Kind: errdefs.Conflict,
-					Why: "its first process was killed before it was started"})
+				s.failed(&errdefs.Error{
+					Op: "start", What: s.cfg.ID, Kind: errdefs.Conflict,
+					Why: "its first process was killed before it was started",
+				})
 				s.mu.Lock()
 			}
 			if s.failure == nil {

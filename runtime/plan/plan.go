@@ -1,5 +1,7 @@
 package plan
 
+//lint:file-ignore SA1019 Prestart is deprecated, but engines still send it
+
 import (
 	"encoding/binary"
 	"path"

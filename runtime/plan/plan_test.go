@@ -21,9 +21,11 @@ func spec() *runspec.Spec {
 	caps := []string{"CAP_KILL", "CAP_NET_BIND_SERVICE"}
 	return &runspec.Spec{
 		Version: "1.2.0",
-		Process: &runspec.Process{Args: []string{"true"}, Cwd: "/", NoNewPrivileges: true, Env: []string{"PATH=/bin:/sbin", "HOME=/"},
+		Process: &runspec.Process{
+			Args: []string{"true"}, Cwd: "/", NoNewPrivileges: true, Env: []string{"PATH=/bin:/sbin", "HOME=/"},
 			Capabilities: &runspec.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-			Rlimits:      []runspec.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}}},
+			Rlimits:      []runspec.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}},
+		},
 		Root:     &runspec.Root{Path: "rootfs", Readonly: true},
 		Hostname: "h",
 		Mounts: []runspec.Mount{
@@ -73,8 +75,10 @@ func TestGolden(t *testing.T) {
 	old.Rootfs, old.Facts.Kernel = layers.Rootfs, [2]int{6, 1}
 	reaper := input(spec())
 	reaper.Init = true
-	for name, in := range map[string]*Input{"default-v2": input(spec()), "default-v1": v1(input(spec())), "user": userns(input(spec())),
-		"terminal": input(terminal), "overlay": layers, "overlay-6.1": old, "init": reaper} {
+	for name, in := range map[string]*Input{
+		"default-v2": input(spec()), "default-v1": v1(input(spec())), "user": userns(input(spec())),
+		"terminal": input(terminal), "overlay": layers, "overlay-6.1": old, "init": reaper,
+	} {
 		p, err := Build(in)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

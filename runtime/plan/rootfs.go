@@ -54,8 +54,10 @@ func (c *compiler) rootfs() error {
 	for i := range c.in.Rootfs {
 		m := &c.in.Rootfs[i]
 		if (m.Target == "") != (i == 0) {
-			return &errdefs.Error{Op: "use the root file system's mount", What: m.Target, Kind: errdefs.InvalidArgument,
-				Why: "the first mount, and only the first, is the root itself"}
+			return &errdefs.Error{
+				Op: "use the root file system's mount", What: m.Target, Kind: errdefs.InvalidArgument,
+				Why: "the first mount, and only the first, is the root itself",
+			}
 		}
 		if i == 0 {
 			if err := c.rootMount(m); err != nil {
@@ -204,8 +206,10 @@ func (c *compiler) oldOverlayRoot(m *mount.Mount, opts options) error {
 	}
 	var flags uint64
 	for _, f := range []struct{ attr, ms uint64 }{
-		{unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY}, {unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID},
-		{unix.MOUNT_ATTR_NODEV, unix.MS_NODEV}, {unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC},
+		{unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY},
+		{unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID},
+		{unix.MOUNT_ATTR_NODEV, unix.MS_NODEV},
+		{unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC},
 	} {
 		if opts.set&f.attr != 0 {
 			flags |= f.ms
@@ -364,8 +368,10 @@ func (c *compiler) mounts() error {
 }
 
 // procFiles are the places inside /proc that may be mounted over: they only show numbers (lxcfs).
-var procFiles = [...]string{"cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo",
-	"net/dev", "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled"}
+var procFiles = [...]string{
+	"cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo",
+	"net/dev", "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
+}
 
 func (c *compiler) mount(m *runspec.Mount, index int) error {
 	field := "mounts[" + m.Destination + "]"

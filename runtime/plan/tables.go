@@ -97,27 +97,39 @@ type mountOption struct {
 }
 
 var mountOptions = [...]mountOption{
-	{"ro", unix.MOUNT_ATTR_RDONLY, 0, false}, {"rw", 0, unix.MOUNT_ATTR_RDONLY, false},
-	{"nosuid", unix.MOUNT_ATTR_NOSUID, 0, false}, {"suid", 0, unix.MOUNT_ATTR_NOSUID, false},
-	{"nodev", unix.MOUNT_ATTR_NODEV, 0, false}, {"dev", 0, unix.MOUNT_ATTR_NODEV, false},
-	{"noexec", unix.MOUNT_ATTR_NOEXEC, 0, false}, {"exec", 0, unix.MOUNT_ATTR_NOEXEC, false},
+	{"ro", unix.MOUNT_ATTR_RDONLY, 0, false},
+	{"rw", 0, unix.MOUNT_ATTR_RDONLY, false},
+	{"nosuid", unix.MOUNT_ATTR_NOSUID, 0, false},
+	{"suid", 0, unix.MOUNT_ATTR_NOSUID, false},
+	{"nodev", unix.MOUNT_ATTR_NODEV, 0, false},
+	{"dev", 0, unix.MOUNT_ATTR_NODEV, false},
+	{"noexec", unix.MOUNT_ATTR_NOEXEC, 0, false},
+	{"exec", 0, unix.MOUNT_ATTR_NOEXEC, false},
 	{"noatime", unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME, false},
 	{"atime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, false},
 	{"relatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, false},
 	{"norelatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, false},
 	{"strictatime", unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME, false},
 	{"nostrictatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, false},
-	{"nodiratime", unix.MOUNT_ATTR_NODIRATIME, 0, false}, {"diratime", 0, unix.MOUNT_ATTR_NODIRATIME, false},
-	{"nosymfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, 0, false}, {"symfollow", 0, unix.MOUNT_ATTR_NOSYMFOLLOW, false},
-	{"rro", unix.MOUNT_ATTR_RDONLY, 0, true}, {"rrw", 0, unix.MOUNT_ATTR_RDONLY, true},
-	{"rnosuid", unix.MOUNT_ATTR_NOSUID, 0, true}, {"rsuid", 0, unix.MOUNT_ATTR_NOSUID, true},
-	{"rnodev", unix.MOUNT_ATTR_NODEV, 0, true}, {"rdev", 0, unix.MOUNT_ATTR_NODEV, true},
-	{"rnoexec", unix.MOUNT_ATTR_NOEXEC, 0, true}, {"rexec", 0, unix.MOUNT_ATTR_NOEXEC, true},
+	{"nodiratime", unix.MOUNT_ATTR_NODIRATIME, 0, false},
+	{"diratime", 0, unix.MOUNT_ATTR_NODIRATIME, false},
+	{"nosymfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, 0, false},
+	{"symfollow", 0, unix.MOUNT_ATTR_NOSYMFOLLOW, false},
+	{"rro", unix.MOUNT_ATTR_RDONLY, 0, true},
+	{"rrw", 0, unix.MOUNT_ATTR_RDONLY, true},
+	{"rnosuid", unix.MOUNT_ATTR_NOSUID, 0, true},
+	{"rsuid", 0, unix.MOUNT_ATTR_NOSUID, true},
+	{"rnodev", unix.MOUNT_ATTR_NODEV, 0, true},
+	{"rdev", 0, unix.MOUNT_ATTR_NODEV, true},
+	{"rnoexec", unix.MOUNT_ATTR_NOEXEC, 0, true},
+	{"rexec", 0, unix.MOUNT_ATTR_NOEXEC, true},
 	{"rnoatime", unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME, true},
 	{"rrelatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, true},
 	{"rstrictatime", unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME, true},
-	{"rnodiratime", unix.MOUNT_ATTR_NODIRATIME, 0, true}, {"rdiratime", 0, unix.MOUNT_ATTR_NODIRATIME, true},
-	{"rnosymfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, 0, true}, {"rsymfollow", 0, unix.MOUNT_ATTR_NOSYMFOLLOW, true},
+	{"rnodiratime", unix.MOUNT_ATTR_NODIRATIME, 0, true},
+	{"rdiratime", 0, unix.MOUNT_ATTR_NODIRATIME, true},
+	{"rnosymfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, 0, true},
+	{"rsymfollow", 0, unix.MOUNT_ATTR_NOSYMFOLLOW, true},
 }
 
 // MountOptions lists the options of mounts[].options that have a meaning of their own; others go to the file system.
@@ -137,10 +149,14 @@ var propagations = [...]struct {
 	value     uint64
 	recursive bool
 }{
-	{"private", unix.MS_PRIVATE, false}, {"rprivate", unix.MS_PRIVATE, true},
-	{"shared", unix.MS_SHARED, false}, {"rshared", unix.MS_SHARED, true},
-	{"slave", unix.MS_SLAVE, false}, {"rslave", unix.MS_SLAVE, true},
-	{"unbindable", unix.MS_UNBINDABLE, false}, {"runbindable", unix.MS_UNBINDABLE, true},
+	{"private", unix.MS_PRIVATE, false},
+	{"rprivate", unix.MS_PRIVATE, true},
+	{"shared", unix.MS_SHARED, false},
+	{"rshared", unix.MS_SHARED, true},
+	{"slave", unix.MS_SLAVE, false},
+	{"rslave", unix.MS_SLAVE, true},
+	{"unbindable", unix.MS_UNBINDABLE, false},
+	{"runbindable", unix.MS_UNBINDABLE, true},
 }
 
 // options is the parsed form of mounts[].options.

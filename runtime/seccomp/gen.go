@@ -29,8 +29,10 @@ var x32 = map[string]int{
 }
 
 // not64 are the calls that x86_64 has and x32 does not.
-var not64 = []string{"uselib", "_sysctl", "create_module", "get_kernel_syms", "query_module", "nfsservctl", "set_thread_area", "get_thread_area",
-	"epoll_ctl_old", "epoll_wait_old", "vserver"}
+var not64 = []string{
+	"uselib", "_sysctl", "create_module", "get_kernel_syms", "query_module", "nfsservctl", "set_thread_area", "get_thread_area",
+	"epoll_ctl_old", "epoll_wait_old", "vserver",
+}
 
 var arm = map[string]int{"breakpoint": 0xf0001, "cacheflush": 0xf0002, "usr26": 0xf0003, "usr32": 0xf0004, "set_tls": 0xf0005, "get_tls": 0xf0006}
 

@@ -57,14 +57,16 @@ func underFilter() {
 	one := func(i uint, v uint64) runspec.LinuxSeccompArg {
 		return runspec.LinuxSeccompArg{Index: i, Op: runspec.OpEqualTo, Value: v}
 	}
-	p, err := Compile(&runspec.LinuxSeccomp{DefaultAction: runspec.ActErrno, Flags: []runspec.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC"},
+	p, err := Compile(&runspec.LinuxSeccomp{
+		DefaultAction: runspec.ActErrno, Flags: []runspec.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC"},
 		Syscalls: []runspec.LinuxSyscall{
 			{Action: runspec.ActAllow, Names: rest},
 			{Action: runspec.ActErrno, ErrnoRet: errno(77), Names: []string{"mkdirat"}},
 			{Action: runspec.ActAllow, Names: []string{"personality"}, Args: []runspec.LinuxSeccompArg{one(0, 0)}},
 			{Action: runspec.ActErrno, ErrnoRet: errno(13), Names: []string{"dup2"}, Args: []runspec.LinuxSeccompArg{one(0, 6), one(1, 6)}},
 			{Action: runspec.ActAllow, Names: []string{"dup2"}, Args: []runspec.LinuxSeccompArg{{Index: 0, Op: runspec.OpLessThan, Value: 1 << 33}}},
-		}})
+		},
+	})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(2)

@@ -121,8 +121,10 @@ func Compile(p *runspec.LinuxSeccomp) (*Program, error) {
 			if a.Index > 5 {
 				return nil, bad(fmt.Sprintf("syscalls[%d].args[%d].index", i, j), fmt.Sprintf("%d: a system call has six arguments", a.Index))
 			}
-			if !slices.Contains([]runspec.LinuxSeccompOperator{runspec.OpNotEqual, runspec.OpLessThan, runspec.OpLessEqual, runspec.OpEqualTo,
-				runspec.OpGreaterEqual, runspec.OpGreaterThan, runspec.OpMaskedEqual}, a.Op) {
+			if !slices.Contains([]runspec.LinuxSeccompOperator{
+				runspec.OpNotEqual, runspec.OpLessThan, runspec.OpLessEqual, runspec.OpEqualTo,
+				runspec.OpGreaterEqual, runspec.OpGreaterThan, runspec.OpMaskedEqual,
+			}, a.Op) {
 				return nil, bad(fmt.Sprintf("syscalls[%d].args[%d].op", i, j), fmt.Sprintf("there is no operator %q", a.Op))
 			}
 		}
@@ -218,8 +220,10 @@ func Compile(p *runspec.LinuxSeccomp) (*Program, error) {
 	}
 	out.Filter = append(code, ret(unix.SECCOMP_RET_KILL_PROCESS)...)
 	if len(out.Filter) > maxProgram {
-		return nil, &errdefs.Error{Op: "compile", What: "linux.seccomp", Kind: errdefs.Exhausted,
-			Why: fmt.Sprintf("the filter has %d instructions, the kernel takes %d", len(out.Filter), maxProgram), Fix: "use a profile with fewer argument rules"}
+		return nil, &errdefs.Error{
+			Op: "compile", What: "linux.seccomp", Kind: errdefs.Exhausted,
+			Why: fmt.Sprintf("the filter has %d instructions, the kernel takes %d", len(out.Filter), maxProgram), Fix: "use a profile with fewer argument rules",
+		}
 	}
 	return out, nil
 }
@@ -247,11 +251,15 @@ func carrierOf(name string, column int) (carrier string, number uint64) {
 }
 
 // The calls inside socketcall (linux/net.h) and ipc (linux/ipc.h), by their number there. "-" is none.
-var inSocketcall = [...]string{"-", "socket", "bind", "connect", "listen", "accept", "getsockname", "getpeername", "socketpair", "send", "recv",
-	"sendto", "recvfrom", "shutdown", "setsockopt", "getsockopt", "sendmsg", "recvmsg", "accept4", "recvmmsg", "sendmmsg"}
+var inSocketcall = [...]string{
+	"-", "socket", "bind", "connect", "listen", "accept", "getsockname", "getpeername", "socketpair", "send", "recv",
+	"sendto", "recvfrom", "shutdown", "setsockopt", "getsockopt", "sendmsg", "recvmsg", "accept4", "recvmmsg", "sendmmsg",
+}
 
-var inIPC = [...]string{"-", "semop", "semget", "semctl", "semtimedop", "-", "-", "-", "-", "-", "-", "msgsnd", "msgrcv", "msgget", "msgctl",
-	"-", "-", "-", "-", "-", "-", "shmat", "shmdt", "shmget", "shmctl"}
+var inIPC = [...]string{
+	"-", "semop", "semget", "semctl", "semtimedop", "-", "-", "-", "-", "-", "-", "msgsnd", "msgrcv", "msgget", "msgctl",
+	"-", "-", "-", "-", "-", "-", "shmat", "shmdt", "shmget", "shmctl",
+}
 
 // flags: none given means SPEC_ALLOW, as runc's default: the filter does not slow the container down by itself.
 func flags(names []runspec.LinuxSeccompFlag, notify bool) (f uint32, err error) {
@@ -343,8 +351,10 @@ func listedArches(names []runspec.Arch) (listed []arch, x32 bool, err error) {
 		return nil, false, bad("architectures", "SCMP_ARCH_X32 needs SCMP_ARCH_X86_64: they share one architecture word")
 	}
 	if len(listed) == 0 {
-		return nil, false, &errdefs.Error{Op: "compile", What: "linux.seccomp.architectures", Kind: errdefs.Unsupported,
-			Why: fmt.Sprintf("no table of system calls for %v", names), Fix: "list the host's architecture"}
+		return nil, false, &errdefs.Error{
+			Op: "compile", What: "linux.seccomp.architectures", Kind: errdefs.Unsupported,
+			Why: fmt.Sprintf("no table of system calls for %v", names), Fix: "list the host's architecture",
+		}
 	}
 	// The program's own first: most calls come from it.
 	slices.SortStableFunc(listed, func(a, b arch) int {
@@ -361,8 +371,10 @@ func b2i(b bool) int {
 }
 
 // others are architectures of runtime-spec without a table here.
-var others = []runspec.Arch{runspec.ArchMIPS, runspec.ArchMIPS64, runspec.ArchMIPS64N32, runspec.ArchMIPSEL, runspec.ArchMIPSEL64, runspec.ArchMIPSEL64N32,
-	runspec.ArchPPC, runspec.ArchPPC64, runspec.ArchS390, runspec.ArchPARISC, runspec.ArchPARISC64, runspec.ArchM68K, runspec.ArchSH, runspec.ArchSHEB}
+var others = []runspec.Arch{
+	runspec.ArchMIPS, runspec.ArchMIPS64, runspec.ArchMIPS64N32, runspec.ArchMIPSEL, runspec.ArchMIPSEL64, runspec.ArchMIPSEL64N32,
+	runspec.ArchPPC, runspec.ArchPPC64, runspec.ArchS390, runspec.ArchPARISC, runspec.ArchPARISC64, runspec.ArchM68K, runspec.ArchSH, runspec.ArchSHEB,
+}
 
 func find(name string) (*[columns]int32, bool) {
 	i := sort.Search(len(numbers), func(i int) bool { return numbers[i].name >= name })
@@ -585,6 +597,7 @@ const (
 func (g *generator) lo(index uint) uint32 {
 	return offArgs + 8*uint32(index) + 4*uint32(b2i(g.arch.big))
 }
+
 func (g *generator) hi(index uint) uint32 {
 	return offArgs + 8*uint32(index) + 4*uint32(b2i(!g.arch.big))
 }

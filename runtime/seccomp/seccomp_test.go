@@ -102,8 +102,10 @@ func reference(t *testing.T, p *runspec.LinuxSeccomp) (filter []Instruction, unk
 	for _, a := range p.Architectures {
 		fmt.Fprintf(&in, "arch %s\n", strings.ToLower(strings.TrimPrefix(string(a), "SCMP_ARCH_")))
 	}
-	ops := map[runspec.LinuxSeccompOperator]int{runspec.OpNotEqual: 1, runspec.OpLessThan: 2, runspec.OpLessEqual: 3, runspec.OpEqualTo: 4,
-		runspec.OpGreaterEqual: 5, runspec.OpGreaterThan: 6, runspec.OpMaskedEqual: 7}
+	ops := map[runspec.LinuxSeccompOperator]int{
+		runspec.OpNotEqual: 1, runspec.OpLessThan: 2, runspec.OpLessEqual: 3, runspec.OpEqualTo: 4,
+		runspec.OpGreaterEqual: 5, runspec.OpGreaterThan: 6, runspec.OpMaskedEqual: 7,
+	}
 	for _, s := range p.Syscalls {
 		a := act(s.Action, s.ErrnoRet)
 		if a == def {
@@ -195,7 +197,8 @@ func TestSameAsLibseccomp(t *testing.T) {
 		"docker, no capability": profile(t),
 		"docker, privileged":    profile(t, "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_BPF", "CAP_SYSLOG", "CAP_DAC_READ_SEARCH", "CAP_SYS_TIME", "CAP_SYS_NICE"),
 		"two arguments": with(x86, runspec.ActTrap, runspec.LinuxSyscall{Names: []string{"read"}, Action: runspec.ActAllow, Args: []runspec.LinuxSeccompArg{
-			{Index: 0, Op: runspec.OpEqualTo, Value: 3}, {Index: 2, Op: runspec.OpLessEqual, Value: 1 << 33}}}),
+			{Index: 0, Op: runspec.OpEqualTo, Value: 3}, {Index: 2, Op: runspec.OpLessEqual, Value: 1 << 33},
+		}}),
 		"without x32":        with(x86[:2], runspec.ActAllow, runspec.LinuxSyscall{Names: []string{"write"}, Action: runspec.ActKillProcess}),
 		"unconditional wins": with(x86[:1], runspec.ActKillProcess, one(runspec.OpEqualTo, 5, 0), runspec.LinuxSyscall{Names: []string{"lseek"}, Action: runspec.ActAllow}),
 	}
@@ -217,8 +220,10 @@ func TestSameAsLibseccomp(t *testing.T) {
 	d := profile(t, "CAP_CHOWN")
 	d.Architectures = arm
 	cases["docker on arm"] = d
-	for _, op := range []runspec.LinuxSeccompOperator{runspec.OpNotEqual, runspec.OpLessThan, runspec.OpLessEqual, runspec.OpEqualTo, runspec.OpGreaterEqual,
-		runspec.OpGreaterThan} {
+	for _, op := range []runspec.LinuxSeccompOperator{
+		runspec.OpNotEqual, runspec.OpLessThan, runspec.OpLessEqual, runspec.OpEqualTo, runspec.OpGreaterEqual,
+		runspec.OpGreaterThan,
+	} {
 		for _, v := range []uint64{0, 7, 1<<32 - 1, 1 << 32, 1<<40 + 9} {
 			cases[fmt.Sprintf("%s %d", op, v)] = with(x86[:1], runspec.ActTrap, one(op, v, 0))
 		}
@@ -329,9 +334,11 @@ func TestErrors(t *testing.T) {
 		{"action", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Syscalls: []runspec.LinuxSyscall{{Names: []string{"read"}, Action: "X"}}}},
 		{"no system call", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Syscalls: []runspec.LinuxSyscall{{Action: runspec.ActTrap}}}},
 		{"six arguments", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Syscalls: []runspec.LinuxSyscall{
-			{Names: []string{"read"}, Action: runspec.ActTrap, Args: []runspec.LinuxSeccompArg{{Index: 6, Op: runspec.OpEqualTo}}}}}},
+			{Names: []string{"read"}, Action: runspec.ActTrap, Args: []runspec.LinuxSeccompArg{{Index: 6, Op: runspec.OpEqualTo}}},
+		}}},
 		{"operator", errdefs.InvalidArgument, runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, Syscalls: []runspec.LinuxSyscall{
-			{Names: []string{"read"}, Action: runspec.ActTrap, Args: []runspec.LinuxSeccompArg{{Op: "~"}}}}}},
+			{Names: []string{"read"}, Action: runspec.ActTrap, Args: []runspec.LinuxSeccompArg{{Op: "~"}}},
+		}}},
 	} {
 		if _, err := Compile(&c.p); !errdefs.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %s with %v", err, c.want, c.kind)
@@ -355,9 +362,12 @@ func FuzzCompile(f *testing.F) {
 	f.Add("read", "SCMP_ACT_ERRNO", "SCMP_CMP_EQ", uint64(3), uint64(0), uint(1), uint32(0))
 	f.Add("socket", "SCMP_ACT_ALLOW", "SCMP_CMP_MASKED_EQ", uint64(1)<<40, uint64(1), uint(0), uint32(41))
 	f.Fuzz(func(t *testing.T, name, act, op string, v, two uint64, index uint, nr uint32) {
-		p, err := Compile(&runspec.LinuxSeccomp{DefaultAction: runspec.LinuxSeccompAction(act), Architectures: []runspec.Arch{runspec.ArchX86_64, runspec.ArchX86},
+		p, err := Compile(&runspec.LinuxSeccomp{
+			DefaultAction: runspec.LinuxSeccompAction(act), Architectures: []runspec.Arch{runspec.ArchX86_64, runspec.ArchX86},
 			Syscalls: []runspec.LinuxSyscall{{Names: []string{name}, Action: runspec.ActAllow, Args: []runspec.LinuxSeccompArg{
-				{Index: index, Op: runspec.LinuxSeccompOperator(op), Value: v, ValueTwo: two}}}}})
+				{Index: index, Op: runspec.LinuxSeccompOperator(op), Value: v, ValueTwo: two},
+			}}},
+		})
 		if err != nil {
 			return
 		}

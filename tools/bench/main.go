@@ -49,8 +49,10 @@ func main() {
 		"CONTAINERS_CONF="+b.podmanConf())
 	defer b.stop()
 	b.host()
-	sections := map[string]func(){"runtime": b.runtime, "exec": b.execs, "engine": b.engine, "hundred": b.hundred,
-		"logs": b.logs, "memory": b.memory, "pull": b.pull}
+	sections := map[string]func(){
+		"runtime": b.runtime, "exec": b.execs, "engine": b.engine, "hundred": b.hundred,
+		"logs": b.logs, "memory": b.memory, "pull": b.pull,
+	}
 	for _, s := range strings.Split(*only, ",") {
 		f, ok := sections[s]
 		if !ok {

@@ -84,12 +84,16 @@ func newWriter(path string, maxSize int64, maxFiles int) (*Writer, error) {
 		maxFiles = DefaultMaxFiles
 	}
 	if maxSize < minMaxSize || maxFiles < 1 {
-		return nil, &errdefs.Error{Op: "open the log", What: path, Kind: errdefs.InvalidArgument,
+		return nil, &errdefs.Error{
+			Op: "open the log", What: path, Kind: errdefs.InvalidArgument,
 			Why: fmt.Sprintf("max-size %d and max-file %d must be at least %d bytes and 1 file", maxSize, maxFiles, minMaxSize),
-			Fix: "use --log-opt max-size=10m --log-opt max-file=3"}
+			Fix: "use --log-opt max-size=10m --log-opt max-file=3",
+		}
 	}
-	return &Writer{path: path, maxSize: maxSize, maxFiles: maxFiles, fd: -1,
-		chunk: int(min(maxSize-overhead, MaxPayload))}, nil
+	return &Writer{
+		path: path, maxSize: maxSize, maxFiles: maxFiles, fd: -1,
+		chunk: int(min(maxSize-overhead, MaxPayload)),
+	}, nil
 }
 
 // open opens the newest file and cuts a torn end off. A file of a larger limit than today's is rotated by the next

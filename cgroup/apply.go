@@ -577,6 +577,16 @@ func (g *Group) applyCpuset(c *runspec.LinuxCPU) error {
 // numbers is a set of CPUs or memory nodes. The largest kernel configuration has 8192 CPUs.
 type numbers [8192 / 64]uint64
 
+// list returns the members in order.
+func (s *numbers) list() (out []uint16) {
+	for i := range uint16(len(s) * 64) {
+		if s[i/64]&(1<<(i%64)) != 0 {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
 // parseList reads the kernel's list format: "0-3,7" (cpuset(7)).
 func parseList(s string) (set numbers, err error) {
 	bad := func() (numbers, error) {

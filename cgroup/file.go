@@ -117,17 +117,32 @@ func hasAt(fd int, file string) bool {
 }
 
 // children names the sub-groups of a directory.
-func children(fd int) ([]string, error) {
+func children(fd int) ([]string, error) { return entries(fd, true) }
+
+// pageSizes names the huge page sizes that a hugetlb group has files for: "2MB", "1GB".
+func pageSizes(fd int) (sizes []string) {
+	files, _ := entries(fd, false)
+	for _, f := range files {
+		rest, ok := strings.CutPrefix(f, "hugetlb.")
+		size, kind, _ := strings.Cut(rest, ".")
+		if ok && (kind == "limit_in_bytes" || kind == "max") {
+			sizes = append(sizes, size)
+		}
+	}
+	return sizes
+}
+
+func entries(fd int, dirs bool) ([]string, error) {
 	d, err := openAt(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(d), "cgroup")
 	defer f.Close()
-	entries, err := f.ReadDir(-1)
+	es, err := f.ReadDir(-1)
 	var names []string
-	for _, e := range entries {
-		if e.IsDir() {
+	for _, e := range es {
+		if e.IsDir() == dirs {
 			names = append(names, e.Name())
 		}
 	}

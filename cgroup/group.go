@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -746,4 +747,50 @@ func (g *Group) Close() error {
 		g.dirs[i].close()
 	}
 	return nil
+}
+
+// Below returns the group whose place in the hierarchies of the named controllers (all of them, when none is named) is
+// the existing directory sub below g, and elsewhere g's own: what `exec --cgroup` joins. Close it too. Errors: NotFound
+// when there is no such directory, Unsupported for a controller that g has not.
+func (g *Group) Below(sub string, controllers ...string) (_ *Group, err error) {
+	clean := "."
+	if strings.Trim(sub, "/.") != "" || strings.Contains(sub, "..") {
+		if clean, err = cleanPath(strings.TrimLeft(sub, "/")); err != nil {
+			return nil, err
+		}
+	}
+	for _, c := range controllers {
+		if _, err := g.controller(c); err != nil {
+			return nil, err
+		}
+	}
+	b := &Group{l: g.l, path: g.path + "/" + clean, dirs: make([]dir, len(g.dirs))}
+	defer func() {
+		if err != nil {
+			_ = b.Close()
+		}
+	}()
+	for i := range g.dirs {
+		d := g.dirs[i]
+		from := d.fd
+		d.fd, d.controllers, d.lacks, d.made = -1, nil, nil, false
+		b.dirs[i] = d
+		if from < 0 {
+			continue
+		}
+		here := "."
+		if len(controllers) == 0 || slices.ContainsFunc(controllers, d.has) {
+			here = clean
+		}
+		fd, err := unix.Openat2(from, here, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+		if err != nil {
+			return nil, &errdefs.Error{Op: "open control group", What: d.path + "/" + here, Err: err}
+		}
+		b.dirs[i].fd = fd
+		if here != "." {
+			b.dirs[i].path += "/" + here
+		}
+	}
+	return b, nil
 }

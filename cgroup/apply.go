@@ -135,6 +135,9 @@ func (d *dir) explain(field, file, value string, err error) error {
 	case unix.EINVAL, unix.ERANGE:
 		e.Kind = errdefs.InvalidArgument
 		e.Why = "the kernel does not accept " + strconv.Quote(value) + " for " + d.path + "/" + file
+	case unix.ENODEV:
+		e.Kind = errdefs.InvalidArgument
+		e.Why = "there is no such device: writing " + strconv.Quote(value) + " to " + d.path + "/" + file
 	case unix.EBUSY:
 		e.Kind = errdefs.Conflict
 	}
@@ -339,13 +342,19 @@ func (d *dir) memory2(m *runspec.LinuxMemory) error {
 	case isSet(m.Swap) && *m.Swap == -1, !isSet(m.Swap) && isSet(m.Limit) && *m.Limit == -1:
 		swapMax = "max"
 	case isSet(m.Swap):
-		if !isSet(m.Limit) || *m.Limit == -1 {
+		limit := int64(-1)
+		if isSet(m.Limit) {
+			limit = *m.Limit
+		} else if inForce, err := readUint(d.fd, "memory.max"); err == nil && inForce <= math.MaxInt64 { // an update of swap alone
+			limit = int64(inForce)
+		}
+		if limit < 0 {
 			return invalid("memory.swap", "memory and swap together cannot be limited without memory.limit: cgroup v2 counts them apart")
 		}
-		if *m.Swap < *m.Limit {
-			return invalid("memory.swap", "memory and swap together ("+i64(*m.Swap)+") are less than memory.limit ("+i64(*m.Limit)+")")
+		if *m.Swap < limit {
+			return invalid("memory.swap", "memory and swap together ("+i64(*m.Swap)+") are less than memory.limit ("+i64(limit)+")")
 		}
-		swapMax = i64(*m.Swap - *m.Limit)
+		swapMax = i64(*m.Swap - limit)
 	}
 	if isSet(m.Limit) && *m.Limit != -1 && m.CheckBeforeUpdate != nil && *m.CheckBeforeUpdate {
 		used, err := readUint(d.fd, "memory.current")
@@ -419,22 +428,27 @@ func (g *Group) applyCPU(c *runspec.LinuxCPU) error {
 		}
 		return d.cpuMax2(c)
 	}
-	if isSet(c.RealtimePeriod) {
-		if err := d.set("cpu.realtimePeriod", "cpu.rt_period_us", u64(*c.RealtimePeriod)); err != nil {
-			return err
-		}
-	}
-	if isSet(c.RealtimeRuntime) {
-		err := d.set("cpu.realtimeRuntime", "cpu.rt_runtime_us", i64(*c.RealtimeRuntime))
-		if errors.Is(err, unix.EINVAL) {
-			e := errdefs.As(err)
-			e.Fix = "give the parent group a budget first (cpu.rt_runtime_us of each group above must be at least as large)"
-		}
-		if err != nil {
-			return err
-		}
+	if err := d.realtime1(c); err != nil {
+		return err
 	}
 	return d.cpuMax1(c)
+}
+
+// realtime1 sets the real-time budget. runtime <= period holds at every moment, and the budget of a group is taken out
+// of its parent's, which is zero for a new one (scheduler/sched-rt-group.rst).
+func (d *dir) realtime1(c *runspec.LinuxCPU) error {
+	var period, runtime func() error
+	if isSet(c.RealtimePeriod) {
+		period = func() error { return d.set("cpu.realtimePeriod", "cpu.rt_period_us", u64(*c.RealtimePeriod)) }
+	}
+	if isSet(c.RealtimeRuntime) {
+		runtime = func() error { return d.set("cpu.realtimeRuntime", "cpu.rt_runtime_us", i64(*c.RealtimeRuntime)) }
+	}
+	err := cpuOrder(period, runtime, nil)
+	if err != nil && errors.Is(err, unix.EINVAL) {
+		errdefs.As(err).Fix = "give the parent group a budget first (cpu.rt_runtime_us of each group above must be at least as large)"
+	}
+	return err
 }
 
 // cpuWeight sets shares and idle. The kernel refuses a weight while the group is idle, so idle goes off first and on last.

@@ -20,6 +20,7 @@ import (
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/sys"
 )
 
 // These tests use the real control groups of the host as root. Where they run on v1 only v1 is tested; for v2 build the
@@ -438,6 +439,8 @@ func TestApplyMemory(t *testing.T) {
 		{"limit alone", runspec.LinuxMemory{Limit: ptr(int64(64 * mib))}, want{"67108864", ""}, want{"67108864", "max"}},
 		{"lower with swap", runspec.LinuxMemory{Limit: ptr(int64(32 * mib)), Swap: ptr(int64(48 * mib))}, want{"33554432", "50331648"}, want{"33554432", "16777216"}},
 		{"raise both above the old sum", runspec.LinuxMemory{Limit: ptr(int64(128 * mib)), Swap: ptr(int64(128 * mib))}, want{"134217728", "134217728"}, want{"134217728", "0"}},
+		{"swap alone", runspec.LinuxMemory{Swap: ptr(int64(160 * mib))}, want{"134217728", "167772160"}, want{"134217728", "33554432"}},
+		{"swap alone, back", runspec.LinuxMemory{Swap: ptr(int64(128 * mib))}, want{"134217728", "134217728"}, want{"134217728", "0"}},
 		{"zero is not set", runspec.LinuxMemory{Limit: ptr(int64(0)), Swap: ptr(int64(0))}, want{"134217728", "134217728"}, want{"134217728", "0"}},
 		{"unlimited takes swap along", runspec.LinuxMemory{Limit: ptr(int64(-1))}, want{"9223372036854771712", "9223372036854771712"}, want{"max", "max"}},
 	} {
@@ -635,6 +638,25 @@ func TestApplyCPU(t *testing.T) {
 	} {
 		wantRefused(t, g.Apply(&runspec.LinuxResources{CPU: &c.cpu}), c.field, errdefs.InvalidArgument)
 	}
+	if !d.h.v2 && hasAt(d.fd, "cpu.rt_runtime_us") {
+		// A new group's parent has no budget, so there is none to give.
+		rt := &runspec.LinuxCPU{RealtimeRuntime: ptr(int64(10000)), RealtimePeriod: ptr(uint64(500000))}
+		err := g.Apply(&runspec.LinuxResources{CPU: rt})
+		wantRefused(t, err, "cpu.realtimeRuntime", errdefs.InvalidArgument)
+		if !strings.Contains(errdefs.FixOf(err), "parent group") {
+			t.Errorf("no word of the parent: %q", errdefs.FixOf(err))
+		}
+		parent := filepath.Dir(d.path)
+		if err := os.WriteFile(parent+"/cpu.rt_runtime_us", []byte("20000"), 0); err == nil {
+			for _, rt := range []*runspec.LinuxCPU{rt, {RealtimeRuntime: ptr(int64(1000)), RealtimePeriod: ptr(uint64(100000))}, rt} {
+				if err := g.Apply(&runspec.LinuxResources{CPU: rt}); err != nil {
+					t.Error(err)
+				} else if got := read(t, d, "cpu.rt_runtime_us") + " " + read(t, d, "cpu.rt_period_us"); got != i64(*rt.RealtimeRuntime)+" "+u64(*rt.RealtimePeriod) {
+					t.Errorf("real-time budget %s", got)
+				}
+			}
+		}
+	}
 	if d.h.v2 {
 		wantRefused(t, g.Apply(&runspec.LinuxResources{CPU: &runspec.LinuxCPU{RealtimeRuntime: ptr(int64(1000))}}), "cpu.realtimeRuntime", errdefs.Unsupported)
 	}
@@ -726,8 +748,15 @@ func TestDevices(t *testing.T) {
 	check("allow but", "open w /dev/zero", no)
 	check("allow but", "mknod b 7 0 "+node, "ok")
 
-	apply(runspec.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
+	apply(append([]runspec.LinuxDeviceCgroup{denyAll, {Allow: true, Access: "rwm"}}, DefaultDevices()...)...)
 	check("all", "open w /dev/zero", "ok")
+	check("all", "mknod b 7 0 "+node, "ok")
+	if l.V2 {
+		// All is allowed by no program: a host that lets us load none can run a privileged container.
+		if have, err := sys.BPFCgroupPrograms(g.dirs[0].fd, attachCgroupDevice, deviceProgram); err != nil || len(have) != 0 {
+			t.Errorf("%d programs stay, %v", len(have), err)
+		}
+	}
 
 	hole := []runspec.LinuxDeviceCgroup{denyAll, rule(true, "c", 1, -1, "rwm"), rule(false, "c", 1, 5, "rwm")}
 	if l.V2 {
@@ -769,6 +798,140 @@ func TestApplyRefusesWhatTheHostLacks(t *testing.T) {
 		CPU: &runspec.LinuxCPU{Shares: ptr(uint64(0))}, Pids: nil,
 	}); err != nil {
 		t.Error(err)
+	}
+}
+
+// disk returns the number of a block device of this host, not a partition.
+func disk(t *testing.T) (major, minor int64) {
+	t.Helper()
+	list, _ := filepath.Glob("/sys/block/*/dev")
+	for _, f := range list {
+		b, err := os.ReadFile(f)
+		if n, _ := fmt.Sscanf(string(b), "%d:%d", &major, &minor); err == nil && n == 2 {
+			return major, minor
+		}
+	}
+	t.Skip("this host shows no block device")
+	return 0, 0
+}
+
+func TestApplyBlockIO(t *testing.T) {
+	l := layout(t)
+	g := group(t, l)
+	d, err := g.want("blockIO", "blkio", "io")
+	if err != nil {
+		t.Skip(err)
+	}
+	major, minor := disk(t)
+	dev := runspec.LinuxBlockIODevice{Major: major, Minor: minor}
+	throttle := func(rate uint64) []runspec.LinuxThrottleDevice {
+		return []runspec.LinuxThrottleDevice{{LinuxBlockIODevice: dev, Rate: rate}}
+	}
+	for _, c := range []struct {
+		name, v1, v2 string
+		b            func(uint64) *runspec.LinuxBlockIO
+	}{
+		{"throttleReadBpsDevice", "blkio.throttle.read_bps_device", "rbps=", func(n uint64) *runspec.LinuxBlockIO {
+			return &runspec.LinuxBlockIO{ThrottleReadBpsDevice: throttle(n)}
+		}},
+		{"throttleWriteBpsDevice", "blkio.throttle.write_bps_device", "wbps=", func(n uint64) *runspec.LinuxBlockIO {
+			return &runspec.LinuxBlockIO{ThrottleWriteBpsDevice: throttle(n)}
+		}},
+		{"throttleReadIOPSDevice", "blkio.throttle.read_iops_device", "riops=", func(n uint64) *runspec.LinuxBlockIO {
+			return &runspec.LinuxBlockIO{ThrottleReadIOPSDevice: throttle(n)}
+		}},
+		{"throttleWriteIOPSDevice", "blkio.throttle.write_iops_device", "wiops=", func(n uint64) *runspec.LinuxBlockIO {
+			return &runspec.LinuxBlockIO{ThrottleWriteIOPSDevice: throttle(n)}
+		}},
+	} {
+		file, want := d.pick(c.v1, "io.max"), fmt.Sprintf("%d:%d", major, minor)
+		for _, rate := range []uint64{1048576, 0} {
+			if err := g.Apply(&runspec.LinuxResources{BlockIO: c.b(rate)}); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			got := read(t, d, file)
+			line := want + d.pick(" 1048576", "")
+			is := strings.Contains(got, line) && (!d.h.v2 || strings.Contains(got, c.v2+"1048576"))
+			if is != (rate != 0) {
+				t.Errorf("%s %d: %s is %q", c.name, rate, file, got)
+			}
+		}
+		wantRefused(t, g.Apply(&runspec.LinuxResources{BlockIO: func() *runspec.LinuxBlockIO {
+			dev.Major = 4090
+			b := c.b(5)
+			dev.Major = major
+			return b
+		}()}), "blockIO."+c.name+"[0]", errdefs.InvalidArgument)
+	}
+	// Weights need a scheduler that knows them; without one they are refused by name.
+	err = g.Apply(&runspec.LinuxResources{BlockIO: &runspec.LinuxBlockIO{Weight: ptr(uint16(500))}})
+	switch {
+	case err != nil:
+		wantRefused(t, err, "blockIO.weight", errdefs.Unsupported)
+	default:
+		got := ""
+		for _, f := range []string{"blkio.bfq.weight", "blkio.weight", "io.bfq.weight", "io.weight"} {
+			if s, err := readAt(d.fd, f); err == nil {
+				got += s + " "
+			}
+		}
+		if !strings.Contains(got, "500") && !strings.Contains(got, "4950") {
+			t.Errorf("weight 500: %q", got)
+		}
+	}
+	wantRefused(t, g.Apply(&runspec.LinuxResources{BlockIO: &runspec.LinuxBlockIO{WeightDevice: []runspec.LinuxWeightDevice{{LinuxBlockIODevice: dev}}}}),
+		"blockIO.weightDevice[0]", errdefs.InvalidArgument)
+	if err := g.Apply(&runspec.LinuxResources{BlockIO: &runspec.LinuxBlockIO{LeafWeight: ptr(uint16(500))}}); err != nil { // kernels with CFQ have it
+		wantRefused(t, err, "blockIO.leafWeight", errdefs.Unsupported)
+	}
+}
+
+func TestApplyHugepages(t *testing.T) {
+	l := layout(t)
+	g := group(t, l)
+	d := need(t, g, "hugetlb")
+	sizes := pageSizes(d.fd)
+	if len(sizes) == 0 {
+		t.Skip("this host has no huge pages")
+	}
+	for _, size := range sizes {
+		if err := g.Apply(&runspec.LinuxResources{HugepageLimits: []runspec.LinuxHugepageLimit{{Pagesize: size, Limit: 1 << 30}}}); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []string{"hugetlb." + size + ".", "hugetlb." + size + ".rsvd."} {
+			if got, err := readAt(d.fd, f+d.pick("limit_in_bytes", "max")); err == nil && got != "1073741824" {
+				t.Errorf("%s: %s", f, got)
+			}
+		}
+	}
+}
+
+func TestApplyNetworkV1(t *testing.T) {
+	l := layout(t)
+	if l.V2 {
+		t.Skip("cgroup v2 has no network classes")
+	}
+	g := group(t, l)
+	if d, err := g.controller("net_cls"); err == nil {
+		if err := g.Apply(&runspec.LinuxResources{Network: &runspec.LinuxNetwork{ClassID: ptr(uint32(0x100001))}}); err != nil {
+			t.Error(err)
+		} else if got := read(t, d, "net_cls.classid"); got != "1048577" {
+			t.Errorf("classid %s", got)
+		}
+	} else {
+		wantRefused(t, g.Apply(&runspec.LinuxResources{Network: &runspec.LinuxNetwork{ClassID: ptr(uint32(1))}}), "network.classID", errdefs.Unsupported)
+	}
+	prio := &runspec.LinuxNetwork{Priorities: []runspec.LinuxInterfacePriority{{Name: "lo", Priority: 7}}}
+	if d, err := g.controller("net_prio"); err == nil {
+		if err := g.Apply(&runspec.LinuxResources{Network: prio}); err != nil {
+			t.Error(err)
+		} else if got := read(t, d, "net_prio.ifpriomap"); !strings.Contains(got, "lo 7") {
+			t.Errorf("ifpriomap %s", got)
+		}
+		prio.Priorities[0].Name = "nosuch0"
+		wantRefused(t, g.Apply(&runspec.LinuxResources{Network: prio}), "network.priorities[0]", errdefs.InvalidArgument)
+	} else {
+		wantRefused(t, g.Apply(&runspec.LinuxResources{Network: prio}), "network.priorities[0]", errdefs.Unsupported)
 	}
 }
 

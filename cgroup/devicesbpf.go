@@ -104,7 +104,25 @@ func deviceProgramOf(rules []deviceRule) []sys.BPFInstruction {
 	return p
 }
 
+// simplify drops the rules that change nothing: those before the last one that speaks of everything, and, when it
+// allows everything, the allowing ones after it.
+func simplify(rules []deviceRule) []deviceRule {
+	from, denies := 0, false
+	for i := range rules {
+		if rules[i].everything() {
+			from, denies = i, false
+		} else if !rules[i].allow {
+			denies = true
+		}
+	}
+	if rules = rules[from:]; rules[0].everything() && rules[0].allow && !denies {
+		return rules[:1]
+	}
+	return rules
+}
+
 func (d *dir) devices2(rules []deviceRule) error {
+	rules = simplify(rules)
 	if len(rules) > maxDeviceRules {
 		return refuse("devices", strconv.Itoa(len(rules))+" rules are more than the "+strconv.Itoa(maxDeviceRules)+" that fit into one program", "")
 	}

@@ -222,29 +222,32 @@ func (k *creation) makeGroup() error {
 		return err
 	}
 	k.group = g
-	if r := k.spec.Linux.Resources; r != nil {
-		return g.Apply(withDefaultDevices(r))
+	listed := k.spec.Linux.Resources != nil && len(k.spec.Linux.Resources.Devices) > 0
+	r, devices := withDefaultDevices(k.spec.Linux.Resources)
+	if err := g.Apply(r); err != nil {
+		return err
+	}
+	// Where the spec lists none and the host can restrict none, there is nothing that was asked for and is not done.
+	if err := g.Apply(&runspec.LinuxResources{Devices: devices}); err != nil && (listed || !unable(err)) {
+		return err
 	}
 	return nil
 }
 
-// withDefaultDevices allows what every container has: making nodes (using them is another right), the default
-// devices, and terminals, as runc does after the rules of the spec.
-func withDefaultDevices(r *runspec.LinuxResources) *runspec.LinuxResources {
-	if len(r.Devices) == 0 {
-		return r
+func unable(err error) bool {
+	return errdefs.Is(err, errdefs.Unsupported) || errdefs.Is(err, errdefs.Forbidden)
+}
+
+// withDefaultDevices takes the device rules out of r and completes them: first nothing is allowed, also where the spec
+// has no rule at all; then come the spec's; and at last what every container has, as runc does.
+func withDefaultDevices(r *runspec.LinuxResources) (*runspec.LinuxResources, []runspec.LinuxDeviceCgroup) {
+	devices := []runspec.LinuxDeviceCgroup{{Access: "rwm"}}
+	if r == nil {
+		return nil, append(devices, cgroup.DefaultDevices()...)
 	}
 	c := *r
-	c.Devices = append(r.Devices[:len(r.Devices):len(r.Devices)],
-		runspec.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "m"}, runspec.LinuxDeviceCgroup{Allow: true, Type: "b", Access: "m"})
-	for _, d := range [...][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 1}, {5, 2}, {136, -1}} {
-		rule := runspec.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &d[0], Access: "rwm"}
-		if d[1] >= 0 {
-			rule.Minor = &d[1]
-		}
-		c.Devices = append(c.Devices, rule)
-	}
-	return &c
+	c.Devices = nil
+	return &c, append(append(devices, r.Devices...), cgroup.DefaultDevices()...)
 }
 
 func (k *creation) waitGroup() error {

@@ -40,6 +40,7 @@ func commands() []command {
 		{"ps", "List containers", groupLook, buildPs},
 		{"logs", "Print what a container has written", groupLook, buildLogs},
 		{"inspect", "Print all that is known about containers or images", groupLook, buildInspect},
+		{"diff", "List what a container has otherwise than its image", groupLook, buildDiff},
 		{"pull", "Bring an image in from a registry", groupImages, buildPull},
 		{"images", "List images", groupImages, buildImages},
 		{"tag", "Give an image another name", groupImages, buildTag},

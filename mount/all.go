@@ -233,6 +233,9 @@ func mountLegacy(m *Mount, target string) error {
 	if err != nil {
 		return err
 	}
+	if _, _, more := attributes(m.Options); len(more) > 0 {
+		data += "," + strings.Join(more, ",")
+	}
 	return inDirectory(dir, func() error {
 		return unix.Mount("overlay", target, "overlay", legacyFlags(m.Options), data)
 	})

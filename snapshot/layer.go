@@ -27,7 +27,7 @@ import (
 // an error. For several layers use Batch: it syncs once.
 func (s *Store) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (*Layer, error) {
 	if diffID == "" {
-		return s.unpackUnknown(ctx, r)
+		return s.unpackUnknown(ctx, r, "none")
 	}
 	b, err := s.Batch(ctx, []digest.Digest{diffID})
 	if err != nil {
@@ -41,8 +41,14 @@ func (s *Store) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (
 	return l, b.Commit(ctx)
 }
 
-func (s *Store) unpackUnknown(ctx context.Context, r io.Reader) (l *Layer, err error) {
-	u, err := s.unpack(ctx, "", r)
+// UnpackNew is Unpack for a layer that has just been made and stands on others (Diff): its digest is computed, and it may
+// hold whiteouts.
+func (s *Store) UnpackNew(ctx context.Context, r io.Reader) (*Layer, error) {
+	return s.unpackUnknown(ctx, r, "overlay")
+}
+
+func (s *Store) unpackUnknown(ctx context.Context, r io.Reader, whiteouts string) (l *Layer, err error) {
+	u, err := s.unpack(ctx, "", r, whiteouts)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +160,7 @@ func (b *Batch) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (
 	b.busy[diffID] = true
 	b.mu.Unlock()
 
-	u, err := b.s.unpack(ctx, diffID, r)
+	u, err := b.s.unpack(ctx, diffID, r, "overlay")
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.busy, diffID)
@@ -166,7 +172,7 @@ func (b *Batch) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (
 }
 
 // unpack writes the layer into a directory of its own in ingest/.
-func (s *Store) unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (_ *unpacked, err error) {
+func (s *Store) unpack(ctx context.Context, diffID digest.Digest, r io.Reader, whiteouts string) (_ *unpacked, err error) {
 	u := &unpacked{layer: &Layer{DiffID: diffID}}
 	steps := undo.New("snapshot")
 	defer steps.Undo(&err)
@@ -177,7 +183,7 @@ func (s *Store) unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (
 	if err != nil {
 		return nil, s.fail("unpack the layer", string(diffID), err)
 	}
-	err = steps.Do("unpack", func() error { return s.write(ctx, u, r) }, nil)
+	err = steps.Do("unpack", func() error { return s.write(ctx, u, r, whiteouts) }, nil)
 	if err != nil {
 		return nil, s.fail("unpack the layer", string(diffID), err)
 	}
@@ -185,7 +191,7 @@ func (s *Store) unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (
 }
 
 // write inflates, hashes and writes r at once, each in a goroutine of its own.
-func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader) error {
+func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader, whiteouts string) error {
 	root := u.dir.Name() + "/fs"
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return err
@@ -203,9 +209,9 @@ func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader) error {
 		return err
 	}
 	defer plain.Close()
-	algorithm, o := digest.Canonical, archive.Options{Whiteouts: "none"}
+	algorithm, o := digest.Canonical, archive.Options{Whiteouts: whiteouts}
 	if u.layer.DiffID != "" {
-		algorithm, o.Whiteouts = u.layer.DiffID.Algorithm(), "overlay"
+		algorithm = u.layer.DiffID.Algorithm()
 	}
 	hash := algorithm.Hash()
 	ahead := archive.ReadAhead(plain, hash)

@@ -1,0 +1,61 @@
+package mount
+
+import (
+	"os"
+
+	"github.com/onggi/onggi/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Tree performs m where nobody sees it and returns the root of the mounted tree. The mount is attached to no namespace
+// and ends with the last handle of it. m.Target must be empty. Where the kernel needs mount(2) for it (see All), it is
+// made in a mount namespace of one thread, which ends.
+func Tree(m Mount) (*os.File, error) {
+	fail := func(err error) (*os.File, error) {
+		return nil, &errdefs.Error{Op: "mount", What: "a tree to read", Kind: errdefs.KindOf(err), Why: m.Type, Err: err}
+	}
+	if m.Target != "" {
+		return fail(&errdefs.Error{Kind: errdefs.InvalidArgument, Why: "the target " + m.Target})
+	}
+	fd, err := detached(&m)
+	if err == nil {
+		defer unix.Close(fd) //nolint:errcheck // a handle
+		var root int
+		// fsmount(2) and open_tree(2) give handles of the O_PATH kind.
+		root, err = unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return os.NewFile(uintptr(root), "a mounted tree"), nil
+		}
+	}
+	if err != errLegacy {
+		return fail(err)
+	}
+	var tree *os.File
+	err = inNamespace(func() error {
+		at := m.Overlay.Lower[len(m.Overlay.Lower)-1] // any directory of ours, covered in this namespace only
+		if err := mountLegacy(&m, at); err != nil {
+			return err
+		}
+		var err error
+		tree, err = os.Open(at)
+		return err
+	})
+	if err != nil {
+		return fail(err)
+	}
+	return tree, nil
+}
+
+// inNamespace runs f in a thread with a mount namespace of its own, from which nothing reaches the host's. The thread
+// ends with it.
+func inNamespace(f func() error) error {
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return &errdefs.Error{Op: "make", What: "a mount namespace", Kind: errdefs.KindOf(err), Err: err}
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return &errdefs.Error{Op: "make", What: "the mounts private", Kind: errdefs.KindOf(err), Err: err}
+		}
+		return f()
+	})
+}

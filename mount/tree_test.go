@@ -1,0 +1,55 @@
+package mount
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestTree mounts an overlay that no mount table shows, by the new API and by mount(2).
+func TestTree(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	dir := t.TempDir()
+	for _, d := range []string{"one", "two"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, d, d), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := filepath.Join(dir, strings.Repeat("l", 200), strings.Repeat("m", 200)) // too long for fsconfig(2): mount(2) is used
+	if err := os.MkdirAll(long, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lower := range [][]string{{dir + "/one", dir + "/two"}, {dir + "/one", dir + "/two", long}} {
+		f, err := Tree(Mount{Type: "overlay", Options: []string{"ro", "redirect_dir=follow"}, Overlay: &Overlay{Lower: lower}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, err := f.Readdirnames(-1)
+		if err != nil || len(names) != 2 {
+			t.Errorf("the tree shows %v: %v", names, err)
+		}
+		if fd, err := unix.Openat(int(f.Fd()), "new", unix.O_CREAT|unix.O_WRONLY, 0o644); err != unix.EROFS {
+			t.Errorf("writing: %d, %v", fd, err)
+		}
+		after, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil || string(before) != string(after) {
+			t.Errorf("the mount is seen: %v\n%s", err, after)
+		}
+		f.Close()
+	}
+	if _, err := Tree(Mount{Type: "bind", Source: dir + "/nosuch"}); err == nil {
+		t.Error("a tree of nothing")
+	}
+}

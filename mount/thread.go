@@ -14,23 +14,18 @@ func inDirectory(dir string, f func() error) error {
 		return err
 	}
 	defer unix.Close(ns) //nolint:errcheck // a handle
-	res := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		res <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return err
-			}
-			if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
-				return err
-			}
-			if err := unix.Chdir(dir); err != nil {
-				return err
-			}
-			return f()
-		}()
-	}()
-	return <-res
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Chdir(dir); err != nil {
+			return err
+		}
+		return f()
+	})
 }
 
 // onThread runs f on a thread that ends afterwards, whatever f did to it. That thread is never the process's first: it

@@ -37,6 +37,7 @@ type creation struct {
 	consoleR  int
 	joined    []plan.Join // open namespaces of the spec
 	newUser   bool
+	ours      map[string]bool // types of joined namespaces that are this process's own
 	group     *cgroup.Group
 	grouped   chan error
 	groupErr  error
@@ -136,6 +137,7 @@ func (k *creation) load() (err error) {
 	if err := plan.Supported(k.spec); err != nil {
 		return err
 	}
+	k.shared()
 	for _, n := range k.spec.Linux.Namespaces {
 		if n.Type == runspec.UserNamespace && n.Path == "" {
 			k.newUser = true
@@ -147,6 +149,42 @@ func (k *creation) load() (err error) {
 	}
 	k.early = path.IsAbs(k.groupPath) && !k.specJoinsUser()
 	return nil
+}
+
+// shared looks which of the namespaces that are to be joined are this process's own: what is set in them would be set
+// for the host. The own user namespace cannot be joined (setns(2), EINVAL) and needs not be: it is left out.
+func (k *creation) shared() {
+	for i, n := range k.spec.Linux.Namespaces {
+		var theirs, own unix.Stat_t
+		if n.Path == "" || unix.Stat(n.Path, &theirs) != nil || unix.Stat("/proc/self/ns/"+namespaceFile(n.Type), &own) != nil ||
+			theirs.Dev != own.Dev || theirs.Ino != own.Ino {
+			continue
+		}
+		if n.Type != runspec.UserNamespace {
+			if k.ours == nil {
+				k.ours = map[string]bool{}
+			}
+			k.ours[string(n.Type)] = true
+			continue
+		}
+		s, l := *k.spec, *k.spec.Linux
+		l.Namespaces = append(l.Namespaces[:i:i], l.Namespaces[i+1:]...)
+		s.Linux = &l
+		k.spec = &s
+		k.shared()
+		return
+	}
+}
+
+// namespaceFile is the name of a namespace in /proc/PID/ns.
+func namespaceFile(t runspec.LinuxNamespaceType) string {
+	switch t {
+	case runspec.NetworkNamespace:
+		return "net"
+	case runspec.MountNamespace:
+		return "mnt"
+	}
+	return string(t)
 }
 
 // rootfs is the absolute path of root.path.
@@ -171,7 +209,7 @@ func (k *creation) record() error {
 	r := &record{
 		Version: k.spec.Version, ID: k.ID, Status: runspec.StateCreating, Bundle: k.Bundle, Rootfs: k.rootfs(),
 		Created: time.Now().UTC(), Owner: os.Getuid(), Cgroup: k.groupPath, Terminal: k.spec.Process.Terminal,
-		Namespaces: k.spec.Linux.Namespaces, Annotations: k.spec.Annotations, Process: k.spec.Process,
+		Namespaces: k.spec.Linux.Namespaces, Annotations: k.spec.Annotations, Process: k.spec.Process, Linux: kept(k.spec.Linux),
 	}
 	if h := k.spec.Hooks; h != nil && len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
 		r.Hooks = &runspec.Hooks{StartContainer: h.StartContainer, Poststart: h.Poststart, Poststop: h.Poststop}
@@ -345,6 +383,7 @@ func (k *creation) compile() error {
 		Spec: k.spec, ID: k.ID, Root: k.rootfs(), Bundle: k.Bundle, Rootfs: k.Options.Rootfs, Facts: facts(k.spec, k.Bundle, l, dirs),
 		Init: k.Init, Replica: k.Replica, NoPivot: k.NoPivot, NoNewKeyring: k.NoNewKeyring, Timing: k.Timing,
 	}
+	k.in.Facts.Shared = k.ours
 	if !hasHome(k.spec.Process.Env) && len(k.Options.Rootfs) == 0 {
 		if root, err := unix.Open(k.in.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
 			k.in.Home = home(root, k.spec.Process.User.UID)

@@ -792,6 +792,8 @@ func decodeRecord(b []byte) (*record, error) {
 			d.other(&r.Hooks)
 		case "process":
 			pointer(d, &r.Process, d.process)
+		case "linux":
+			pointer(d, &r.Linux, d.linux)
 		case "filterFlags":
 			r.Flags = uint32(d.unsigned(32))
 		case "steps":

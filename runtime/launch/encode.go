@@ -51,6 +51,9 @@ func (r *record) encode() ([]byte, error) {
 		e.name("process")
 		e.process(p)
 	}
+	if r.Linux != nil {
+		e.other("linux", r.Linux)
+	}
 	e.num("filterFlags", uint64(r.Flags))
 	e.strs("steps", r.Steps)
 	e.num("firstStep", uint64(r.FirstStep))
@@ -112,8 +115,15 @@ func (e *encoder) process(p *runspec.Process) {
 		e.name("oomScoreAdj")
 		e.b = strconv.AppendInt(e.b, int64(*n), 10)
 	}
+	if p.Scheduler != nil {
+		e.other("scheduler", p.Scheduler)
+	}
+	e.str("selinuxLabel", p.SelinuxLabel)
 	if p.IOPriority != nil {
 		e.other("ioPriority", p.IOPriority)
+	}
+	if p.ExecCPUAffinity != nil {
+		e.other("execCPUAffinity", p.ExecCPUAffinity)
 	}
 	e.b = append(e.b, '}')
 }

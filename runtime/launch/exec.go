@@ -92,7 +92,13 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 		return nil, err
 	}
 	linux := &runspec.Linux{}
+	if r.Linux != nil {
+		*linux = *r.Linux
+	}
 	a := &spawnArgs{dir: path.Join(c.root, r.ID), cgroup: -1}
+	if a.affinity, err = plan.InitialAffinity(o.Process); err != nil {
+		return nil, err
+	}
 	for _, n := range r.Namespaces {
 		if n.Type == runspec.PIDNamespace {
 			a.joins = []plan.Join{{Type: "pid", FD: pidfd}}

@@ -495,12 +495,18 @@ func TestUserNamespace(t *testing.T) {
 // background starts a container that sleeps.
 func (h *host) background(o Options) *Container {
 	h.t.Helper()
-	c, err := Create(context.Background(), o)
+	c, err := h.tryBackground(o)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if err := c.Start(); err != nil {
-		h.t.Fatal(err)
+	return c
+}
+
+func (h *host) tryBackground(o Options) (*Container, error) {
+	h.t.Helper()
+	c, err := Create(context.Background(), o)
+	if err != nil {
+		return nil, err
 	}
 	h.t.Cleanup(func() {
 		_ = c.Signal(int(unix.SIGKILL))
@@ -510,7 +516,7 @@ func (h *host) background(o Options) *Container {
 		}
 		h.nothingLeft(o.ID)
 	})
-	return c
+	return c, c.Start()
 }
 
 func TestExec(t *testing.T) {

@@ -17,6 +17,8 @@ type spawnArgs struct {
 	cgroup  int         // v2 directory to be born in; -1 none
 	joins   []plan.Join // entered by the calling thread: pid, and all that a new user namespace would not own
 	newUser bool
+	// affinity is the mask of CPUs that the process begins with (sched_setaffinity(2)); nil leaves it.
+	affinity []byte
 }
 
 // spawn clones the process and gives it its image. The descriptor table of the image holds args.fds and nothing else.
@@ -43,10 +45,10 @@ func spawn(a *spawnArgs) (pid int, err error) {
 	return pid, nil
 }
 
-// onThread clones on a thread that has entered a.joins: their effect is per thread, and a clone inherits it. The
+// onThread clones on a thread that has entered a.joins and taken a.affinity: their effect is per thread, and a clone inherits it. The
 // engine itself never is in a container: a pid namespace only concerns children, and the thread goes back or ends.
 func onThread(a *spawnArgs, exe int) (int, error) {
-	if len(a.joins) == 0 {
+	if len(a.joins) == 0 && a.affinity == nil {
 		return cloneImage(a, exe)
 	}
 	type result struct {
@@ -62,11 +64,32 @@ func onThread(a *spawnArgs, exe int) (int, error) {
 				return
 			}
 		}
+		if a.affinity != nil {
+			if err := setAffinity(a.affinity); err != nil {
+				res <- result{0, &errdefs.Error{Op: "use the spec's", What: "process.execCPUAffinity.initial", Err: err}}
+				return
+			}
+		}
 		pid, err := cloneImage(a, exe)
 		res <- result{pid, err}
 	}()
 	r := <-res
 	return r.pid, r.err
+}
+
+// setAffinity is for the calling thread, and for what it clones.
+func setAffinity(mask []byte) error {
+	var set unix.CPUSet
+	for i := range 8 * len(mask) {
+		if mask[i/8]&(1<<(i%8)) == 0 {
+			continue
+		}
+		if i >= 64*len(set) {
+			return unix.EINVAL
+		}
+		set.Set(i)
+	}
+	return unix.SchedSetaffinity(0, &set)
 }
 
 // cloneImage runs the first stage in memory that is shared with this process: place the descriptors, close all
@@ -148,7 +171,7 @@ func cloneImage(a *spawnArgs, exe int) (int, error) {
 }
 
 func namespacesOf(flags uint64) (s string) {
-	for _, t := range [...]string{"user", "mount", "pid", "network", "ipc", "uts", "cgroup"} {
+	for _, t := range [...]string{"user", "mount", "pid", "network", "ipc", "uts", "cgroup", "time"} {
 		if flags&plan.NamespaceFlag(t) != 0 {
 			s += " " + t
 		}

@@ -31,9 +31,18 @@ type record struct {
 	Annotations map[string]string        `json:"annotations,omitempty"`
 	Hooks       *runspec.Hooks           `json:"hooks,omitempty"` // those that are still to be run
 	Process     *runspec.Process         `json:"process,omitempty"`
+	Linux       *runspec.Linux           `json:"linux,omitempty"`       // what exec needs of it; see kept
 	Flags       uint32                   `json:"filterFlags,omitempty"` // of the filter in "filter"
 	Steps       []string                 `json:"steps,omitempty"`       // names of the operations after the gate
 	FirstStep   int                      `json:"firstStep,omitempty"`
+}
+
+// kept is the part of linux that also holds for processes which join the container later; nil when there is none.
+func kept(l *runspec.Linux) *runspec.Linux {
+	if l.Personality == nil && l.MemoryPolicy == nil {
+		return nil
+	}
+	return &runspec.Linux{Personality: l.Personality, MemoryPolicy: l.MemoryPolicy}
 }
 
 const (

@@ -263,7 +263,7 @@ func (c *compiler) sysctlAllowed(p string) string {
 		}
 	}
 	for _, n := range c.linux.Namespaces {
-		if n.Type == need {
+		if n.Type == need && !c.in.Facts.Shared[string(need)] {
 			return ""
 		}
 	}
@@ -271,7 +271,10 @@ func (c *compiler) sysctlAllowed(p string) string {
 }
 
 // hostnames sets the names and brings the loopback device up.
-func (c *compiler) hostnames() {
+func (c *compiler) hostnames() error {
+	if c.in.Facts.Shared["uts"] && c.spec.Hostname+c.spec.Domainname != "" {
+		return invalid("hostname", "the uts namespace is this process's own: it would be the host's name")
+	}
 	if h := c.spec.Hostname; h != "" {
 		c.op(unix.SYS_SETHOSTNAME, "set host name", h, c.s(h), num(len(h)))
 	}
@@ -287,6 +290,7 @@ func (c *compiler) hostnames() {
 		c.op(unix.SYS_IOCTL, "bring up", "lo", s.get(), num(unix.SIOCSIFFLAGS), buf(c.put(ifr)))
 		c.op(unix.SYS_CLOSE, "close", "socket", s.get())
 	}
+	return nil
 }
 
 func (c *compiler) newNetwork() bool {

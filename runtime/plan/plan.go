@@ -27,6 +27,7 @@ type Facts struct {
 	CgroupDirs   map[string]string // v1: mount point of a hierarchy -> directory of the container's group in it
 	CgroupNames  map[string]string // v1: controller -> mount point of its hierarchy
 	NotDirectory map[string]bool   // bind sources that are not directories
+	Shared       map[string]bool   // types of namespaces that are joined by path and are this process's own
 }
 
 // Fds are the descriptors that the image is started with; -1 is absent.
@@ -118,7 +119,7 @@ func Build(in *Input) (*Plan, error) {
 }
 
 // BuildExec compiles another process of a running container: in.Spec.Process is the process, in.Fds.Join its
-// namespaces; the rest of the spec is not looked at but for linux.seccomp.
+// namespaces; the rest of the spec is not looked at but for linux.seccomp, personality and memoryPolicy.
 func BuildExec(in *Input) (*Plan, error) {
 	c := &compiler{builder: newBuilder(128), in: in, spec: in.Spec, linux: in.Spec.Linux, joined: true}
 	if c.linux == nil {
@@ -171,6 +172,7 @@ type compiler struct {
 	joined       bool // joins an existing container
 	grouped      bool // has joined its control group
 	newCgns      bool
+	newTime      bool
 	root         cell
 	how          uint64 // struct open_how for targets: O_PATH inside the root
 	howDir       uint64
@@ -219,15 +221,14 @@ func Supported(s *runspec.Spec) error {
 		return unsupported("linux.intelRdt", "not supported yet")
 	case len(l.NetDevices) > 0:
 		return unsupported("linux.netDevices", "not supported yet")
-	case l.MemoryPolicy != nil:
-		return unsupported("linux.memoryPolicy", "not supported yet")
-	case len(l.TimeOffsets) > 0:
-		return unsupported("linux.timeOffsets", "time namespaces are not supported yet")
+	}
+	if err := supportedClocks(l); err != nil {
+		return err
 	}
 	if l.Seccomp != nil && (l.Seccomp.ListenerPath != "" || l.Seccomp.ListenerMetadata != "") {
 		return unsupported("linux.seccomp.listenerPath", "seccomp notification is not supported yet")
 	}
-	seen := uint64(0)
+	seen, joined := uint64(0), uint64(0)
 	for _, n := range l.Namespaces {
 		f := namespaceFlag(string(n.Type))
 		if f == 0 {
@@ -237,6 +238,9 @@ func Supported(s *runspec.Spec) error {
 			return invalid("linux.namespaces", "namespace "+string(n.Type)+" is listed twice")
 		}
 		seen |= f
+		if n.Path != "" {
+			joined |= f
+		}
 		if n.Path != "" && n.Type == runspec.MountNamespace {
 			return unsupported("linux.namespaces", "joining a mount namespace by path")
 		}
@@ -248,6 +252,19 @@ func Supported(s *runspec.Spec) error {
 		}
 		if n.Type == runspec.UserNamespace && n.Path == "" && (len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0) {
 			return invalid("linux.uidMappings", "a new user namespace needs uidMappings and gidMappings")
+		}
+	}
+	if joined&unix.CLONE_NEWTIME != 0 && seen&^joined&unix.CLONE_NEWUSER != 0 {
+		// Only a process with one thread may join it, and only one that is privileged over it: the image has lost that
+		// right in its new user namespace, and the process that clones it has threads.
+		return unsupported("linux.namespaces", "joining a time namespace together with a new user namespace")
+	}
+	if seen&unix.CLONE_NEWUTS == 0 {
+		if s.Hostname != "" {
+			return invalid("hostname", "without a uts namespace it would be the host's name")
+		}
+		if s.Domainname != "" {
+			return invalid("domainname", "without a uts namespace it would be the host's name")
 		}
 	}
 	if seen&unix.CLONE_NEWNS == 0 {
@@ -276,10 +293,9 @@ func SupportedProcess(p *runspec.Process) error {
 		return unsupported("process.apparmorProfile", "AppArmor is not supported yet")
 	case p.SelinuxLabel != "":
 		return unsupported("process.selinuxLabel", "SELinux is not supported yet")
-	case p.Scheduler != nil:
-		return unsupported("process.scheduler", "not supported yet")
-	case p.ExecCPUAffinity != nil:
-		return unsupported("process.execCPUAffinity", "not supported yet")
+	}
+	if _, err := InitialAffinity(p); err != nil {
+		return err
 	}
 	for _, list := range [...][]string{p.Args, p.Env, {p.Cwd}} {
 		for _, s := range list {
@@ -381,6 +397,9 @@ func (c *compiler) container() error {
 		case runspec.CgroupNamespace:
 			c.newCgns = true // after joining the group, so that the namespace's root is the container's group
 			continue
+		case runspec.TimeNamespace:
+			c.newTime = true // its offsets are written by who has made it
+			continue
 		}
 		c.flags |= namespaceFlag(string(n.Type))
 	}
@@ -397,6 +416,7 @@ func (c *compiler) container() error {
 	if c.joinsUser() {
 		c.cloneInside()
 	}
+	c.newClocks()
 	c.session()
 	if err := c.rootfs(); err != nil {
 		return err
@@ -420,7 +440,9 @@ func (c *compiler) container() error {
 	if err := c.sysctls(); err != nil {
 		return err
 	}
-	c.hostnames()
+	if err := c.hostnames(); err != nil {
+		return err
+	}
 	c.maskedAndReadonly()
 	c.phase("masks")
 	if err := c.pivot(); err != nil {

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"flag"
 	"os"
@@ -155,15 +156,37 @@ func check(t testing.TB, p *Plan) {
 func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 	n := 2000
 	for field, change := range map[string]func(*runspec.Spec){
-		"process":                        func(s *runspec.Spec) { s.Process = nil },
-		"root":                           func(s *runspec.Spec) { s.Root = nil },
-		"linux":                          func(s *runspec.Spec) { s.Linux = nil },
-		"ociVersion":                     func(s *runspec.Spec) { s.Version = "2.0.0" },
-		"process.args":                   func(s *runspec.Spec) { s.Process.Args = nil },
-		"process.cwd":                    func(s *runspec.Spec) { s.Process.Cwd = "rel" },
-		"process.apparmorProfile":        func(s *runspec.Spec) { s.Process.ApparmorProfile = "x" },
-		"process.selinuxLabel":           func(s *runspec.Spec) { s.Process.SelinuxLabel = "x" },
-		"process.scheduler":              func(s *runspec.Spec) { s.Process.Scheduler = &runspec.Scheduler{} },
+		"process":                  func(s *runspec.Spec) { s.Process = nil },
+		"root":                     func(s *runspec.Spec) { s.Root = nil },
+		"linux":                    func(s *runspec.Spec) { s.Linux = nil },
+		"ociVersion":               func(s *runspec.Spec) { s.Version = "2.0.0" },
+		"process.args":             func(s *runspec.Spec) { s.Process.Args = nil },
+		"process.cwd":              func(s *runspec.Spec) { s.Process.Cwd = "rel" },
+		"process.apparmorProfile":  func(s *runspec.Spec) { s.Process.ApparmorProfile = "x" },
+		"process.selinuxLabel":     func(s *runspec.Spec) { s.Process.SelinuxLabel = "x" },
+		"process.scheduler.policy": func(s *runspec.Spec) { s.Process.Scheduler = &runspec.Scheduler{} },
+		"process.scheduler.nice": func(s *runspec.Spec) {
+			s.Process.Scheduler = &runspec.Scheduler{Policy: "SCHED_OTHER", Nice: 20}
+		},
+		"process.scheduler.priority": func(s *runspec.Spec) {
+			s.Process.Scheduler = &runspec.Scheduler{Policy: "SCHED_BATCH", Priority: 1}
+		},
+		"process.scheduler.runtime": func(s *runspec.Spec) {
+			s.Process.Scheduler = &runspec.Scheduler{Policy: "SCHED_RR", Priority: 1, Runtime: 1}
+		},
+		"process.scheduler.flags": func(s *runspec.Spec) {
+			s.Process.Scheduler = &runspec.Scheduler{Policy: "SCHED_OTHER", Flags: []runspec.LinuxSchedulerFlag{"X"}}
+		},
+		"process.ioPriority.class": func(s *runspec.Spec) { s.Process.IOPriority = &runspec.LinuxIOPriority{} },
+		"process.ioPriority.priority": func(s *runspec.Spec) {
+			s.Process.IOPriority = &runspec.LinuxIOPriority{Class: "IOPRIO_CLASS_BE", Priority: 8}
+		},
+		"process.execCPUAffinity.initial": func(s *runspec.Spec) { s.Process.ExecCPUAffinity = &runspec.CPUAffinity{Initial: "3-1"} },
+		"process.execCPUAffinity.final":   func(s *runspec.Spec) { s.Process.ExecCPUAffinity = &runspec.CPUAffinity{Final: "0,99999"} },
+		"hostname":                        func(s *runspec.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[4:5] },
+		"domainname": func(s *runspec.Spec) {
+			s.Linux.Namespaces, s.Hostname, s.Domainname = s.Linux.Namespaces[4:5], "", "d"
+		},
 		"process.oomScoreAdj":            func(s *runspec.Spec) { s.Process.OOMScoreAdj = &n },
 		"process.user":                   func(s *runspec.Spec) { s.Process.User.UID = 1<<32 - 1 },
 		"process.user.additionalGids":    func(s *runspec.Spec) { s.Process.User.AdditionalGids = []uint32{1<<32 - 1} },
@@ -172,15 +195,29 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		"process.rlimits":                func(s *runspec.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
 		"linux.mountLabel":               func(s *runspec.Spec) { s.Linux.MountLabel = "x" },
 		"linux.intelRdt":                 func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{} },
-		"linux.memoryPolicy":             func(s *runspec.Spec) { s.Linux.MemoryPolicy = &runspec.LinuxMemoryPolicy{} },
-		"linux.netDevices":               func(s *runspec.Spec) { s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"eth0": {}} },
-		"linux.timeOffsets":              func(s *runspec.Spec) { s.Linux.TimeOffsets = map[string]runspec.LinuxTimeOffset{"boottime": {}} },
-		"linux.seccomp.listenerPath":     func(s *runspec.Spec) { s.Linux.Seccomp = &runspec.LinuxSeccomp{ListenerPath: "/x"} },
-		"linux.namespaces":               func(s *runspec.Spec) { s.Linux.Namespaces[0].Type = "time" },
-		"linux.uidMappings":              func(s *runspec.Spec) { s.Linux.UIDMappings = []runspec.LinuxIDMapping{{Size: 1}} },
-		"linux.rootfsPropagation":        func(s *runspec.Spec) { s.Linux.RootfsPropagation = "loud" },
-		"linux.sysctl":                   func(s *runspec.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} },
-		"linux.devices[/dev/x]":          func(s *runspec.Spec) { s.Linux.Devices = []runspec.LinuxDevice{{Path: "/dev/x", Type: "z"}} },
+		"linux.memoryPolicy.mode":        func(s *runspec.Spec) { s.Linux.MemoryPolicy = &runspec.LinuxMemoryPolicy{} },
+		"linux.memoryPolicy.nodes": func(s *runspec.Spec) {
+			s.Linux.MemoryPolicy = &runspec.LinuxMemoryPolicy{Mode: "MPOL_BIND", Nodes: " "}
+		},
+		"linux.memoryPolicy.flags": func(s *runspec.Spec) {
+			s.Linux.MemoryPolicy = &runspec.LinuxMemoryPolicy{Mode: "MPOL_BIND", Nodes: "0", Flags: []runspec.MemoryPolicyFlagType{"MPOL_F_X"}}
+		},
+		"linux.personality.domain": func(s *runspec.Spec) { s.Linux.Personality = &runspec.LinuxPersonality{Domain: "BSD"} },
+		"linux.personality.flags": func(s *runspec.Spec) {
+			s.Linux.Personality = &runspec.LinuxPersonality{Domain: "LINUX", Flags: []runspec.LinuxPersonalityFlag{"X"}}
+		},
+		"linux.netDevices":           func(s *runspec.Spec) { s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"eth0": {}} },
+		"linux.timeOffsets":          func(s *runspec.Spec) { s.Linux.TimeOffsets = map[string]runspec.LinuxTimeOffset{"boottime": {}} },
+		"linux.seccomp.listenerPath": func(s *runspec.Spec) { s.Linux.Seccomp = &runspec.LinuxSeccomp{ListenerPath: "/x"} },
+		"linux.namespaces":           func(s *runspec.Spec) { s.Linux.Namespaces[0].Type = "spoon" },
+		"linux.timeOffsets[boottime].nanosecs": func(s *runspec.Spec) {
+			s.Linux.Namespaces[0].Type = "time"
+			s.Linux.TimeOffsets = map[string]runspec.LinuxTimeOffset{"boottime": {Nanosecs: 1e9}}
+		},
+		"linux.uidMappings":       func(s *runspec.Spec) { s.Linux.UIDMappings = []runspec.LinuxIDMapping{{Size: 1}} },
+		"linux.rootfsPropagation": func(s *runspec.Spec) { s.Linux.RootfsPropagation = "loud" },
+		"linux.sysctl":            func(s *runspec.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} },
+		"linux.devices[/dev/x]":   func(s *runspec.Spec) { s.Linux.Devices = []runspec.LinuxDevice{{Path: "/dev/x", Type: "z"}} },
 		"mounts[/x].uidMappings": func(s *runspec.Spec) {
 			s.Mounts[0] = runspec.Mount{Destination: "/x", UIDMappings: []runspec.LinuxIDMapping{{}}}
 		},
@@ -199,6 +236,36 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		k := errdefs.KindOf(err)
 		if err == nil || k != errdefs.InvalidArgument && k != errdefs.Unsupported || !strings.Contains(err.Error(), "spec's "+field+":") && !strings.Contains(err.Error(), "spec's "+field) {
 			t.Errorf("%s: got %v (%v)", field, err, k)
+		}
+	}
+}
+
+func TestBitList(t *testing.T) {
+	for list, want := range map[string]string{"": "", "0": "0100000000000000", "0-3,7": "8f00000000000000", " 1 , 64": "02000000000000000100000000000000", "63": "0000000000000080"} {
+		if got, err := bitList("x", list); err != nil || hex.EncodeToString(got) != want {
+			t.Errorf("%q: got %x (%v), want %s", list, got, err, want)
+		}
+	}
+	for _, bad := range []string{"a", "1-", "-1", "2-1", "1,,2", "8192", "4294967296", "0-1-2"} {
+		if got, err := bitList("x", bad); !errdefs.Is(err, errdefs.InvalidArgument) {
+			t.Errorf("%q: got %x (%v), want InvalidArgument", bad, got, err)
+		}
+	}
+}
+
+func TestValuesOfTheHostAreNotSetThroughJoinedNamespaces(t *testing.T) {
+	for field, change := range map[string]func(*runspec.Spec){
+		"linux.sysctl": func(s *runspec.Spec) { s.Hostname, s.Linux.Sysctl = "", map[string]string{"net.core.somaxconn": "9"} },
+		"hostname":     func(*runspec.Spec) {},
+	} {
+		in := input(spec())
+		change(in.Spec)
+		if _, err := Build(in); err != nil {
+			t.Errorf("%s in namespaces of the container's own: %v", field, err)
+		}
+		in.Facts.Shared = map[string]bool{"network": true, "uts": true}
+		if _, err := Build(in); !errdefs.Is(err, errdefs.InvalidArgument) || !strings.Contains(err.Error(), "spec's "+field) {
+			t.Errorf("%s in this process's own namespaces: got %v, want InvalidArgument", field, err)
 		}
 	}
 }

@@ -28,7 +28,7 @@ func (c *compiler) process() error {
 	if err := c.limits(p); err != nil {
 		return err
 	}
-	if err := c.personality(p); err != nil {
+	if err := c.schedule(p); err != nil {
 		return err
 	}
 	cwd := path.Clean(p.Cwd)
@@ -215,11 +215,16 @@ func (c *compiler) readBackCaps(s, final *capSets) {
 
 // limits clamps hard limits to what this process may set.
 func (c *compiler) limits(p *runspec.Process) error {
+	seen := 0
 	for _, r := range p.Rlimits {
 		n := rlimitNumber(r.Type)
 		if n < 0 {
 			return invalid("process.rlimits", "unknown limit "+r.Type)
 		}
+		if seen&(1<<n) != 0 {
+			return invalid("process.rlimits", r.Type+" is listed twice")
+		}
+		seen |= 1 << n
 		if r.Soft > r.Hard {
 			return invalid("process.rlimits", r.Type+": soft is above hard")
 		}
@@ -233,40 +238,6 @@ func (c *compiler) limits(p *runspec.Process) error {
 			continue // the parent sets it: raising needs a capability of the host's user namespace
 		}
 		c.op(unix.SYS_PRLIMIT64, "set limit", r.Type, num(0), num(n), buf(c.words(soft, hard)), num(0))
-	}
-	return nil
-}
-
-func (c *compiler) personality(p *runspec.Process) error {
-	if l := c.linux.Personality; l != nil {
-		if len(l.Flags) > 0 {
-			return unsupported("linux.personality.flags", "the specification defines none")
-		}
-		switch l.Domain {
-		case "LINUX":
-			c.op(unix.SYS_PERSONALITY, "set personality", "LINUX", num(0))
-		case "LINUX32":
-			c.op(unix.SYS_PERSONALITY, "set personality", "LINUX32", num(8))
-		default:
-			return invalid("linux.personality.domain", "unknown value "+string(l.Domain))
-		}
-	}
-	if io := p.IOPriority; io != nil {
-		class := 0
-		switch io.Class {
-		case runspec.IOPRIO_CLASS_RT:
-			class = 1
-		case runspec.IOPRIO_CLASS_BE:
-			class = 2
-		case runspec.IOPRIO_CLASS_IDLE:
-			class = 3
-		default:
-			return invalid("process.ioPriority.class", "unknown value "+string(io.Class))
-		}
-		if io.Priority < 0 || io.Priority > 7 {
-			return invalid("process.ioPriority.priority", "not between 0 and 7")
-		}
-		c.op(unix.SYS_IOPRIO_SET, "set I/O priority", "", num(1), num(0), num(class<<13|io.Priority))
 	}
 	return nil
 }

@@ -82,6 +82,8 @@ func namespaceFlag(t string) uint64 {
 		return unix.CLONE_NEWUSER
 	case "cgroup":
 		return unix.CLONE_NEWCGROUP
+	case "time":
+		return unix.CLONE_NEWTIME
 	}
 	return 0
 }

@@ -9,7 +9,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # Reproducible: no paths, no build ids, no time of day; the version is the commit's.
 LDFLAGS  := -s -w -buildid= -X github.com/onggi/onggi/cli.Version=$(VERSION)
 GOBUILD  := go build -trimpath -ldflags '$(LDFLAGS)'
-BINARIES := onggi onggi-runtime
+BINARIES := onggi onggi-runtime onggi-build
 # Binaries of the test suite have fault points compiled in (build tag faults); the shipped ones have none.
 TESTBIN  := .cache/testbin
 
@@ -22,7 +22,7 @@ run: build ## build and run the main job: onggi/hello, a container that explains
 	@scripts/as-root bin/onggi run --rm --timing onggi/hello
 
 .PHONY: build
-build: cmd/onggi/embedded/hello.tar ## build bin/onggi and bin/onggi-runtime, static
+build: cmd/onggi/embedded/hello.tar ## build bin/onggi, bin/onggi-runtime and bin/onggi-build, static
 	@scripts/setup build
 	@mkdir -p bin
 	@for b in $(BINARIES); do $(GOBUILD) -o bin/$$b ./cmd/$$b; done

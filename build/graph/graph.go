@@ -1,7 +1,6 @@
 package graph
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -346,17 +345,15 @@ type Diff struct {
 
 // Decode reads a graph and checks it. The error's kind is Invalid.
 func Decode(r io.Reader) (*Graph, error) {
-	b, err := io.ReadAll(io.LimitReader(r, MaxBytes+1))
-	if err != nil {
-		return nil, err
-	}
 	g := &Graph{}
-	if len(b) > MaxBytes {
-		return nil, bad(fmt.Errorf("it is longer than %d MiB", MaxBytes>>20))
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
+	// One byte more than allowed: the decoder stops in the middle of a longer text.
+	lr := &io.LimitedReader{R: r, N: MaxBytes + 1}
+	d := json.NewDecoder(lr)
 	d.DisallowUnknownFields()
 	if err := d.Decode(g); err != nil {
+		if lr.N <= 0 {
+			err = fmt.Errorf("it is longer than %d MiB", MaxBytes>>20)
+		}
 		return nil, bad(err)
 	}
 	return g, g.Check()

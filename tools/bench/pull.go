@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -44,20 +43,13 @@ func (b *bench) startRegistry() error {
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return err
 	}
-	c := exec.Command("docker-registry", "serve", conf)
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := c.Start(); err != nil {
-		return err
-	}
-	b.registry = c
-	for range 100 {
-		if r, err := http.Get("http://" + registryAddr + "/v2/"); err == nil {
+	return b.daemon("registry.log", []string{"docker-registry", "serve", conf}, func() bool {
+		r, err := http.Get("http://" + registryAddr + "/v2/")
+		if err == nil {
 			_ = r.Body.Close()
-			return nil
 		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return fmt.Errorf("docker-registry did not answer")
+		return err == nil
+	})
 }
 
 // pullImage builds the image of four layers (debootstrap base, 5,000 small files, a 200 MB file of which half
@@ -124,10 +116,12 @@ func (b *bench) pullImage() error {
 	return nil
 }
 
-// pull pulls that image cold with each engine, and again when nothing has changed. Before each cold pull the engine's
-// image is removed, and the run waits: ext4 avoids inodes that were deleted in the last seconds, which would charge one
-// engine for the other's removal.
+// pull pulls that image cold with each engine, into a store that has just been made and with daemons that have just been
+// started, and again when nothing has changed. Nothing is removed before the end: ext4 avoids inodes that were deleted
+// in the last seconds, which would charge one engine for the other's removal. What others write is synced before.
 func (b *bench) pull() {
+	before := len(b.daemons)
+	defer b.stopTo(before)
 	if err := b.startRegistry(); err != nil {
 		fmt.Println("pull is left out:", err)
 		return
@@ -136,69 +130,56 @@ func (b *bench) pull() {
 		fmt.Println("pull is left out:", err)
 		return
 	}
-	e := b.engines()
-	name := registryAddr + "/bench:v1"
-	settle := func() error { time.Sleep(45 * time.Second); return nil }
+	image := registryAddr + "/bench:v1"
+	ours := func(bin, store string) []string {
+		return []string{bin, "--root", b.dir(store), "--run-root", b.dir(store + "-run"), "pull", image}
+	}
+	// Each is given a store's name and returns what to run.
+	engines := map[string]func(store string) ([]string, error){
+		"onggi": func(store string) ([]string, error) { return ours(b.onggi(), store), nil },
+		"podman": func(store string) ([]string, error) {
+			return append(b.podman(store), "pull", "--tls-verify=false", image), nil
+		},
+		"docker": func(store string) ([]string, error) {
+			argv, err := b.startDocker(store, "--bridge=none", "--iptables=false")
+			return append(argv, "pull", image), err
+		},
+		"containerd (ctr)": func(store string) ([]string, error) {
+			argv, err := b.startContainerd(store)
+			return append(argv, "images", "pull", "--plain-http", image), err
+		},
+	}
+	order := []string{"onggi", "podman", "docker", "containerd (ctr)"}
+	if b.old != "" {
+		engines["onggi (old)"] = func(store string) ([]string, error) { return ours(filepath.Join(b.old, "onggi"), store), nil }
+		order = slices.Insert(order, 1, "onggi (old)")
+	}
 	var cold, again []*contender
-	for _, n := range order {
-		c := &contender{name: n}
-		if argv, ok := e[n]; ok {
-			args := []string{"pull"}
-			if n == "podman" {
-				args = append(args, "--tls-verify=false")
+	for i, name := range order {
+		c, a := &contender{name: name}, &contender{name: name}
+		cold, again = append(cold, c), append(again, a)
+		round, daemons := 0, 0
+		c.argv = []string{"set below"}
+		c.prepare = func() (err error) {
+			round++
+			daemons = len(b.daemons)
+			c.argv, err = engines[name](fmt.Sprintf("pull%d-%d", i, round))
+			a.argv = c.argv
+			syscall.Sync()
+			time.Sleep(2 * time.Second)
+			return err
+		}
+		c.after = func() error {
+			if c.err == nil {
+				b.rounds(3, a)
 			}
-			c.argv = slices.Concat(argv, args, []string{name})
-			c.prepare = func() error {
-				_ = b.command(slices.Concat(argv, []string{"rmi", "-f", name})).Run()
-				return settle()
-			}
+			b.stopTo(daemons)
+			return nil
 		}
-		cold = append(cold, c)
 	}
-	if ctr, err := b.startContainerd(); err == nil {
-		c := &contender{name: "containerd (ctr)", argv: slices.Concat(ctr, []string{"images", "pull", "--plain-http", name})}
-		c.prepare = func() error {
-			_ = b.command(slices.Concat(ctr, []string{"images", "rm", "--sync", name})).Run()
-			return settle()
-		}
-		cold = append(cold, c)
-	} else {
-		fmt.Println("containerd is left out:", err)
-	}
-	for _, c := range cold {
-		for range 2 {
-			if c.argv != nil && c.err == nil {
-				b.one(c)
-			}
-		}
-		again = append(again, &contender{name: c.name, argv: c.argv, err: c.err})
-	}
-	b.table("image: cold pull and unpack from a loopback registry (2 runs, 45 s apart)", cold...)
-	b.race("image: pull again, nothing changed", b.n, again...)
-}
-
-func (b *bench) startContainerd() ([]string, error) {
-	dir := b.dir("containerd")
-	conf := filepath.Join(dir, "config.toml")
-	sock := filepath.Join(dir, "c.sock")
-	text := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n", dir+"/root", dir+"/state", sock)
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		return nil, err
-	}
-	var log bytes.Buffer
-	c := exec.Command("containerd", "--config", conf)
-	c.Stderr = &log
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := c.Start(); err != nil {
-		return nil, err
-	}
-	b.containerd = c
-	ctr := []string{"ctr", "--address", sock}
-	for range 100 {
-		if exec.Command(ctr[0], slices.Concat(ctr[1:], []string{"version"})...).Run() == nil {
-			return ctr, nil
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return nil, fmt.Errorf("containerd did not answer: %s", lastLine(log.String()))
+	n := max(3, b.n/7)
+	b.rounds(n, cold...)
+	b.table(fmt.Sprintf("image: cold pull and unpack from a loopback registry, each into a new store (%d rounds)", n),
+		[]aim{{than: []string{"podman", "docker", "containerd (ctr)"}, times: 1.5}}, cold...)
+	b.table(fmt.Sprintf("image: pull again, nothing changed (%d rounds of 3)", n), nil, again...)
 }

@@ -57,8 +57,10 @@ func main() {
 	}
 	b.env = append(os.Environ(), "ONGGI_ROOT="+b.dir("onggi"), "ONGGI_RUN_ROOT="+b.dir("onggi-run"),
 		"CONTAINERS_CONF="+b.podmanConf())
-	sections := map[string]func(){"runtime": b.runtime, "exec": b.execs, "engine": b.engine, "phases": b.phases, "hundred": b.hundred,
-		"logs": b.logs, "memory": b.memory, "pull": b.pull}
+	sections := map[string]func(){
+		"runtime": b.runtime, "exec": b.execs, "engine": b.engine, "phases": b.phases, "hundred": b.hundred,
+		"logs": b.logs, "memory": b.memory, "pull": b.pull,
+	}
 	for _, s := range strings.Split(*only, ",") {
 		if sections[s] == nil {
 			fmt.Fprintf(os.Stderr, "bench: no section %q: they are %s\n", s, all)
@@ -441,8 +443,10 @@ func (b *bench) engines() map[string][]string {
 }
 
 func (b *bench) podman(store string) []string {
-	return []string{"podman", "--root", b.dir(store), "--runroot", b.dir(store + "-run"), "--tmpdir", b.dir(store + "-tmp"),
-		"--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "crun"}
+	return []string{
+		"podman", "--root", b.dir(store), "--runroot", b.dir(store + "-run"), "--tmpdir", b.dir(store + "-tmp"),
+		"--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "crun",
+	}
 }
 
 // order is who races whom, ours first.
@@ -485,8 +489,10 @@ func (b *bench) daemon(log string, argv []string, probe func() bool) error {
 func (b *bench) startDocker(store string, more ...string) ([]string, error) {
 	sock := "unix://" + b.work + "/" + store + ".sock"
 	docker := []string{"docker", "-H", sock}
-	err := b.daemon(store+".log", slices.Concat([]string{"dockerd", "--data-root", b.dir(store), "--exec-root", b.dir(store + "-exec"), "-H", sock,
-		"-p", b.work + "/" + store + ".pid", "--default-ulimit", "nofile=1024:4096", "--insecure-registry", "127.0.0.0/8"}, more),
+	err := b.daemon(store+".log", slices.Concat([]string{
+		"dockerd", "--data-root", b.dir(store), "--exec-root", b.dir(store + "-exec"), "-H", sock,
+		"-p", b.work + "/" + store + ".pid", "--default-ulimit", "nofile=1024:4096", "--insecure-registry", "127.0.0.0/8",
+	}, more),
 		func() bool { return b.command(append(slices.Clone(docker), "version")).Run() == nil })
 	return docker, err
 }
@@ -692,8 +698,10 @@ func (b *bench) manyStarts(argv []string, width int) error {
 // supervisors returns table rows with the proportional memory of the engine's supervisors (monitor, conmon, shim) and
 // daemons, of those that live in our mount namespace: others on this machine are not ours.
 func (b *bench) supervisors(engine string) []string {
-	want := map[string][]string{"onggi": {"onggi-runtime"}, "onggi (old)": {"onggi-runtime"}, "podman": {"conmon"},
-		"docker": {"containerd-shim", "dockerd", "containerd"}}[engine]
+	want := map[string][]string{
+		"onggi": {"onggi-runtime"}, "onggi (old)": {"onggi-runtime"}, "podman": {"conmon"},
+		"docker": {"containerd-shim", "dockerd", "containerd"},
+	}[engine]
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	here, _ := os.Readlink("/proc/self/ns/mnt")
 	sum, count := map[string]int{}, map[string]int{}

@@ -532,6 +532,30 @@ func TestBrokenPipe(t *testing.T) {
 	b.wait(c)
 }
 
+// TestLostAtTheEnd: a client is told of lost output before it is told of the exit, whether the container's output was
+// written while it lived or after its end.
+func TestLostAtTheEnd(t *testing.T) {
+	for _, script := range []string{"echo lost", "echo lost; sleep 0.1"} {
+		for range 5 {
+			b := newBox(t, "sh", "-c", script)
+			full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+			if err != nil {
+				t.Skip(err)
+			}
+			c := b.start(nil, full)
+			_ = full.Close()
+			if e, err := c.Wait(ctx(t)); err != nil || e.Code != 0 {
+				t.Errorf("%s: exit %+v, %v", script, e, err)
+			}
+			select {
+			case <-c.Broken():
+			default:
+				t.Errorf("%s: the exit is known, but not that output was lost", script)
+			}
+		}
+	}
+}
+
 // collect reads p[0] slowly enough to fill it.
 func collect(t *testing.T, p [2]int) (*os.File, func() string) {
 	r, w := os.NewFile(uintptr(p[0]), "r"), os.NewFile(uintptr(p[1]), "w")

@@ -284,7 +284,8 @@ func (s *sink) isDead(p *pump) bool {
 	return s.dead
 }
 
-// flush writes what was left over for a sink, waiting for its reader. After finish.
+// flush writes what was left over for a sink, waiting for its reader. What it cannot write is lost, and told so. After
+// finish.
 func (p *pump) flush(s *sink) {
 	p.mu.Lock()
 	rest := s.pending
@@ -296,6 +297,9 @@ func (p *pump) flush(s *sink) {
 	for len(rest) > 0 {
 		n, err := s.e.write(rest)
 		if err != nil {
+			if !s.isDead(p) { // else the client itself has gone
+				s.lost()
+			}
 			return
 		}
 		rest = rest[n:]

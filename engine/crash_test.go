@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/onggi/onggi/undo"
 )
 
 // cli is the engine in a process of its own.
@@ -35,7 +37,7 @@ var (
 // TestCrashWalk fails each named step of run and rm, then kills the process at each one, before and after its deed, and
 // finds nothing left after a sweep. With --rm and without, since they end differently.
 func TestCrashWalk(t *testing.T) {
-	if !faultsBuilt {
+	if !undo.Faults {
 		t.Skip("needs fault points: go test -tags faults")
 	}
 	h := newHouse(t)
@@ -132,4 +134,74 @@ func TestCrashWalk(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestMonitorFailsAtItsEnd: a monitor that is killed, or fails, between the exit record and the deletion of the runtime's
+// state leaves nothing that the clean-up does not find: neither with --rm nor without, and the container can be
+// started again.
+func TestMonitorFailsAtItsEnd(t *testing.T) {
+	if !undo.Faults {
+		t.Skip("needs fault points: go test -tags faults")
+	}
+	h := newHouse(t)
+	ctx := context.Background()
+	for _, fault := range []string{"monitor.record=kill", "monitor.record@after=kill", "monitor.delete=error", "monitor.delete@after=kill"} {
+		for _, rm := range []bool{true, false} {
+			c := config("true")
+			c.AutoRemove, c.Name = rm, "victim"
+			names := h.file()
+			out, _ := h.cli([]string{"ONGGI_FAULT=" + fault, "ONGGI_FAULT_NAMES=" + names.Name()}, "run", c).CombinedOutput()
+			if step, _, _ := strings.Cut(strings.Replace(fault, "@after", "", 1), "="); !strings.Contains(text(t, names), step+"\n") {
+				t.Fatalf("%s: the step was not met: %s", fault, out)
+			}
+			waitFor(t, "all processes of "+fault+" to end", func() bool { return len(h.processes()) == 0 })
+			if err := h.Sweep(ctx); err != nil {
+				t.Errorf("%s: sweep: %v", fault, err)
+			}
+			if exists(h.runtimeRoot()) {
+				if ids, err := idsIn(h.runtimeRoot()); err != nil || len(ids) > 0 {
+					t.Errorf("%s, --rm=%v: the runtime still knows %v (%v)", fault, rm, ids, err)
+				}
+			}
+			if !rm {
+				s, err := h.Start(ctx, "victim", StartOptions{})
+				if err != nil {
+					t.Fatalf("%s: start again: %v", fault, err)
+				}
+				if x, err := h.Finish(ctx, s); err != nil || x.Code != 0 {
+					t.Errorf("%s: it ended again with %+v, %v", fault, x, err)
+				}
+				if err := h.Remove(ctx, "victim", false, true); err != nil {
+					t.Errorf("%s: remove: %v", fault, err)
+				}
+			}
+			h.checkNothingLeft()
+		}
+	}
+}
+
+// TestSweepFindsWhatTheRuntimeKnows of containers without a record: it is removed with its processes. What has a record
+// stays.
+func TestSweepFindsWhatTheRuntimeKnows(t *testing.T) {
+	h := newHouse(t)
+	ctx := context.Background()
+	lost, kept := h.detached(config("sleep", "1000")), h.detached(config("sleep", "1000"))
+	// A record that a power loss, or a user, has taken.
+	if err := os.RemoveAll(h.stateDir(lost)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := idsIn(h.runtimeRoot()); err != nil || len(ids) != 1 || ids[0] != kept {
+		t.Errorf("the runtime knows %v (%v), want only %s", ids, err, kept)
+	}
+	if k, err := h.Get(kept); err != nil || k.Status != Running {
+		t.Errorf("the other one: %+v, %v", k, err)
+	}
+	if err := h.Remove(ctx, kept, true, true); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "all processes to end", func() bool { return len(h.processes()) == 0 })
+	h.checkNothingLeft()
 }

@@ -56,8 +56,8 @@ func (h *held) cleanup(ctx context.Context) error {
 	case Running:
 		return nil
 	case Created, Exited:
-		if recorded != Running && exists(e.runDir(r.ID)) {
-			// A start that was killed has not happened.
+		if recorded != Running && exists(e.runDir(r.ID)) || exists(e.runtimeDir(r.ID)) {
+			// A start that was killed has not happened; a monitor that was killed may have left the runtime's state.
 			if err := h.end(ctx); err != nil {
 				return err
 			}

@@ -133,10 +133,10 @@ func runtimeBinary(t testing.TB) string {
 		return filepath.Join(d, "onggi-runtime")
 	}
 	built.once.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "onggi-engine-test-"); built.err != nil {
+		if built.dir, built.err = os.MkdirTemp("", fmt.Sprintf("onggi-test.%d.", os.Getpid())); built.err != nil {
 			return
 		}
-		c := exec.Command("go", "build", "-o", filepath.Join(built.dir, "onggi-runtime"), "../cmd/onggi-runtime")
+		c := exec.Command("go", "build", "-tags", "faults", "-o", filepath.Join(built.dir, "onggi-runtime"), "../cmd/onggi-runtime")
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := c.CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("build onggi-runtime: %w: %s", err, out)

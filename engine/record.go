@@ -42,6 +42,7 @@ func (e *Engine) runsDir() string              { return filepath.Join(e.o.RunRoo
 func (e *Engine) runDir(id string) string      { return filepath.Join(e.o.RunRoot, "containers", id) }
 func (e *Engine) pendingDir() string           { return filepath.Join(e.o.RunRoot, "pending") }
 func (e *Engine) pendingPath(id string) string { return filepath.Join(e.o.RunRoot, "pending", id) }
+func (e *Engine) runtimeDir(id string) string  { return filepath.Join(e.runtimeRoot(), id) }
 func (e *Engine) runtimeRoot() string          { return filepath.Join(e.o.RunRoot, "runtime") }
 func (e *Engine) imagesLockPath() string       { return filepath.Join(e.o.Root, "images.lock") }
 

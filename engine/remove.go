@@ -92,19 +92,26 @@ func (h *held) end(ctx context.Context) error {
 				cancel()
 			}
 			_ = c.Close()
-			if waitGone(run, 2*time.Second) {
+			if waitGone(run, 2*time.Second) && !exists(h.e.runtimeDir(h.rec.ID)) {
 				return nil
 			}
-			if _, err := monitor.ReadExit(h.e.stateDir(h.rec.ID)); err == nil {
-				return nil // it has ended; the monitor lives on for another client
+			if h.ended() {
+				return nil // the monitor lives on for another client
 			}
 		}
 		return h.killAll()
 	}
-	if _, err := monitor.ReadExit(h.e.stateDir(h.rec.ID)); err == nil || !exists(run) {
-		return nil // it has ended and its monitor has deleted what the runtime knew of it, or it was never started
+	if h.ended() || !exists(run) && !exists(h.e.runtimeDir(h.rec.ID)) {
+		return nil
 	}
 	return h.killAll()
+}
+
+// ended reports whether the container has ended and its monitor has also deleted what the runtime knew of it: it may
+// have been killed in between, or have failed at it.
+func (h *held) ended() bool {
+	_, err := monitor.ReadExit(h.e.stateDir(h.rec.ID))
+	return err == nil && !exists(h.e.runtimeDir(h.rec.ID))
 }
 
 // removeCorrupt removes a container whose record cannot be read.

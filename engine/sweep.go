@@ -121,6 +121,7 @@ func (e *Engine) Sweep(ctx context.Context) error {
 	try(e.sweepContainers(ctx))
 	try(e.sweepNames())
 	try(e.sweepRuns())
+	try(e.sweepRuntime())
 	try(e.sweepNetwork(ctx))
 	try(e.sweepSnapshots(ctx))
 	try(e.sweepVolumes())
@@ -185,6 +186,29 @@ func (e *Engine) sweepRuns() error {
 			if err := ignoreMissing(os.Remove(e.pendingPath(id))); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// sweepRuntime removes what runtimes know of containers that do not exist. A container's record is made before its
+// runtime is called and removed after, so nobody is at work on an id without one.
+func (e *Engine) sweepRuntime() error {
+	ids, err := idsIn(e.runtimeRoot())
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if exists(e.stateDir(id)) {
+			continue
+		}
+		h := &held{e: e, rec: &record{Container: Container{ID: id, Status: Dead}, CgroupPath: e.o.CgroupParent + "/" + id}}
+		if err := h.killAll(); err != nil {
+			return err
+		}
+		// Another runtime's state is not for ours to understand; its processes are gone with the control group.
+		if err := os.RemoveAll(e.runtimeDir(id)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -9,6 +9,9 @@ import (
 	"syscall"
 )
 
+// Faults says whether fault points are compiled in (build tag faults).
+const Faults = true
+
 // fault looks at ONGGI_FAULT ("NAME=error", "NAME=kill", or "NAME@after=..."; the default moment is before) and at
 // ONGGI_FAULT_NAMES, a file to which every name met is appended, one per line.
 func fault(name string, m moment) error {

@@ -1,5 +1,0 @@
-//go:build faults
-
-package engine
-
-const faultsBuilt = true

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/undo"
 	"golang.org/x/sys/unix"
 )
 
@@ -728,9 +729,12 @@ func helper(mode string, args []string) int {
 // TestKilledAnywhere fails and kills a process at every step of its way, and finds nothing left.
 func TestKilledAnywhere(t *testing.T) {
 	needHost(t)
-	bin := filepath.Join(t.TempDir(), "test")
-	if out, err := exec.Command("go", "test", "-c", "-tags", "faults", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Skipf("cannot build with fault points: %v\n%s", err, out)
+	if !undo.Faults {
+		t.Skip("needs fault points: go test -tags faults")
+	}
+	bin, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
 	before := state(t)
 	life := func(m *Manager, env ...string) error {

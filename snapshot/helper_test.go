@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/onggi/onggi/mount"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,8 +29,14 @@ func mounted(args []string) error {
 		if err := unix.Mount(args[2], at, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind %s: %w", args[2], err)
 		}
-	} else if err := overlay(at, strings.Split(args[4], ":"), args[5], args[6]); err != nil {
-		return err
+	} else {
+		o := &mount.Overlay{Lower: strings.Split(args[4], ":"), Upper: args[5], Work: args[6]}
+		if o.Upper == "" && len(o.Lower) == 1 {
+			return fmt.Errorf("a read-only overlay of one layer")
+		}
+		if err := mount.All([]mount.Mount{{Type: "overlay", Overlay: o}}, at); err != nil {
+			return err
+		}
 	}
 	if args[3] != "" {
 		cmd := exec.Command("/bin/sh", "-ec", args[3])
@@ -44,41 +51,6 @@ func mounted(args []string) error {
 	}
 	fmt.Print(l)
 	return nil
-}
-
-// overlay uses fsopen(2), whose options are not bound by a page.
-func overlay(at string, lower []string, upper, work string) error {
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fs)
-	set := func(k, v string) {
-		if e := unix.FsconfigSetString(fs, k, v); e != nil && err == nil {
-			err = fmt.Errorf("%s=%s: %w", k, v, e)
-		}
-	}
-	for _, l := range lower {
-		set("lowerdir+", l)
-	}
-	if upper != "" {
-		set("upperdir", upper)
-		set("workdir", work)
-	} else if len(lower) == 1 {
-		return fmt.Errorf("a read-only overlay of one layer")
-	}
-	if err != nil {
-		return err
-	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return fmt.Errorf("overlay of %v: %w", lower, err)
-	}
-	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(m)
-	return unix.MoveMount(m, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // listing describes a tree, one object a line, the root as ".".

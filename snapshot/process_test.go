@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -117,7 +118,8 @@ func TestKilledInTheMiddle(t *testing.T) {
 		if _, err := w.Write(b[:after]); err != nil {
 			t.Fatal(err)
 		}
-		for len(entries(t, s, ingestDir)) == 0 { // it has begun
+		for !begun(t, s) {
+			time.Sleep(time.Millisecond)
 		}
 		if err := s.Sweep(context.Background()); err != nil {
 			t.Error(err)
@@ -143,6 +145,17 @@ func TestKilledInTheMiddle(t *testing.T) {
 			t.Errorf("unpacking again: %v", err)
 		}
 	}
+}
+
+// begun reports whether somebody has made and locked a directory to unpack in: what is in it was made under the lock.
+func begun(t *testing.T, s *Store) bool {
+	t.Helper()
+	for _, n := range entries(t, s, ingestDir) {
+		if _, err := os.Stat(s.path(ingestDir, n, "fs")); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func entries(t *testing.T, s *Store, dir string) []string {

@@ -54,7 +54,7 @@ func newMonitored(t testing.TB, terminal bool, uid int, args ...string) *monitor
 	if err != nil {
 		t.Skip("no static busybox")
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "onggi-monitored-")
+	dir, err := os.MkdirTemp("/var/tmp", fmt.Sprintf("onggi-test.%d.", os.Getpid()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func newHost(t *testing.T) *host {
 		t.Skip("busybox-static is not installed")
 	}
 	// Not t.TempDir: its parents are 0700, and a user namespace must pass through them.
-	dir, err := os.MkdirTemp("/var/tmp", "onggi-launch-")
+	dir, err := os.MkdirTemp("/var/tmp", "onggi-test."+strconv.Itoa(os.Getpid())+".")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -877,19 +877,26 @@ func TestErrorsNameStepAndObject(t *testing.T) {
 	}
 }
 
+// runtimeBinary is the runtime with fault points: the one in ONGGI_TEST_BIN (a guest has no Go), or built for the test.
+func runtimeBinary(t *testing.T) string {
+	t.Helper()
+	if d := os.Getenv("ONGGI_TEST_BIN"); d != "" {
+		return filepath.Join(d, "onggi-runtime")
+	}
+	bin := filepath.Join(t.TempDir(), "onggi-runtime")
+	if out, err := exec.Command("go", "build", "-tags", "faults", "-o", bin, "github.com/onggi/onggi/cmd/onggi-runtime").CombinedOutput(); err != nil {
+		t.Fatalf("cannot build the runtime: %v %s", err, out)
+	}
+	return bin
+}
+
 // TestWhereMemfdsMayNotBeExecuted uses that vm.memfd_noexec belongs to a pid namespace.
 func TestWhereMemfdsMayNotBeExecuted(t *testing.T) {
 	h := newHost(t)
-	if testing.Short() {
-		t.Skip("builds a binary")
-	}
 	if _, err := os.Stat("/proc/sys/vm/memfd_noexec"); err != nil {
 		t.Skip("this kernel has no vm.memfd_noexec")
 	}
-	bin := filepath.Join(h.bundle, "onggi-runtime")
-	if out, err := exec.Command("go", "build", "-o", bin, "github.com/onggi/onggi/cmd/onggi-runtime").CombinedOutput(); err != nil {
-		t.Skipf("cannot build: %v %s", err, out)
-	}
+	bin := runtimeBinary(t)
 	s := h.spec("echo it runs; readlink /proc/1/exe")
 	spec, err := jsonSpec(s)
 	if err != nil {
@@ -909,14 +916,7 @@ func TestWhereMemfdsMayNotBeExecuted(t *testing.T) {
 // TestDeleteAfterKillAtEachStep kills a creator at each of its steps; delete --force must leave nothing.
 func TestDeleteAfterKillAtEachStep(t *testing.T) {
 	h := newHost(t)
-	if testing.Short() {
-		t.Skip("builds a binary")
-	}
-	bin := filepath.Join(h.bundle, "onggi-runtime")
-	build := exec.Command("go", "build", "-tags", "faults", "-o", bin, "github.com/onggi/onggi/cmd/onggi-runtime")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Skipf("cannot build: %v %s", err, out)
-	}
+	bin := runtimeBinary(t)
 	s := h.spec("sleep 100")
 	spec, err := jsonSpec(s)
 	if err != nil {

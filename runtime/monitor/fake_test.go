@@ -200,7 +200,7 @@ type box struct {
 // newBox makes a container's directories. The path is longer than a socket address may be.
 func newBox(t testing.TB, args ...string) *box {
 	t.Helper()
-	top, err := os.MkdirTemp("/var/tmp", "onggi-monitor-")
+	top, err := os.MkdirTemp("/var/tmp", fmt.Sprintf("onggi-test.%d.", os.Getpid()))
 	if err != nil {
 		t.Fatal(err)
 	}

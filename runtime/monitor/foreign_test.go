@@ -29,7 +29,7 @@ func foreignBox(t *testing.T, rt string, terminal bool, args ...string) *box {
 		t.Skip("no static busybox")
 	}
 	b := newBox(t)
-	b.cfg.ID = "onggi-monitor-" + filepath.Base(filepath.Dir(b.dir))[len("onggi-monitor-"):]
+	b.cfg.ID = filepath.Base(filepath.Dir(b.dir))
 	b.cfg.Runtime, b.cfg.RuntimeRoot, b.cfg.Terminal = []string{path}, filepath.Join(b.dir, "rt"), terminal
 	if rt == "crun" {
 		b.cfg.Runtime = []string{crunHere(t, b.dir, path)}

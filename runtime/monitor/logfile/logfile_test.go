@@ -440,7 +440,7 @@ func FuzzRead(f *testing.F) {
 
 // BenchmarkLog writes and reads 100 MB of 100-byte lines in frames of 64 KiB.
 func BenchmarkLog(b *testing.B) {
-	dir, err := os.MkdirTemp("/var/tmp", "onggi-log-")
+	dir, err := os.MkdirTemp("/var/tmp", fmt.Sprintf("onggi-test.%d.", os.Getpid()))
 	if err != nil {
 		b.Fatal(err)
 	}

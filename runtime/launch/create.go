@@ -3,6 +3,7 @@ package launch
 //lint:file-ignore SA1019 Prestart is deprecated, but engines still send it
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"os"
@@ -384,6 +385,12 @@ func (k *creation) compile() error {
 		Init: k.Init, Replica: k.Replica, NoPivot: k.NoPivot, NoNewKeyring: k.NoNewKeyring, Timing: k.Timing,
 	}
 	k.in.Facts.Shared = k.ours
+	switch held := k.in.Facts.Held; {
+	case k.newUser && held&(1<<unix.CAP_SETGID) == 0:
+		k.in.Facts.NoSetgroups = onlyOwn(k.spec.Linux.GIDMappings)
+	case k.newUser || k.in.Facts.Nested:
+		k.in.Facts.NoSetgroups = setgroupsDenied("self")
+	}
 	if !hasHome(k.spec.Process.Env) && len(k.Options.Rootfs) == 0 {
 		if root, err := unix.Open(k.in.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
 			k.in.Home = home(root, k.spec.Process.User.UID)
@@ -420,7 +427,7 @@ func (k *creation) compile() error {
 			next++
 		}
 	}
-	if f.Trees, err = k.copies(next); err != nil {
+	if f.Trees, err = k.trees(next); err != nil {
 		return err
 	}
 	if k.plan, err = plan.Build(k.in); err != nil {
@@ -577,21 +584,8 @@ func (k *creation) identity() error {
 	if !k.newUser {
 		return nil
 	}
-	proc := "/proc/" + strconv.Itoa(k.c.pid)
-	for _, m := range [...]struct {
-		file string
-		maps []runspec.LinuxIDMapping
-	}{{"uid_map", k.spec.Linux.UIDMappings}, {"gid_map", k.spec.Linux.GIDMappings}} {
-		var b []byte
-		for _, e := range m.maps {
-			b = strconv.AppendUint(b, uint64(e.ContainerID), 10)
-			b = strconv.AppendUint(append(b, ' '), uint64(e.HostID), 10)
-			b = strconv.AppendUint(append(b, ' '), uint64(e.Size), 10)
-			b = append(b, '\n')
-		}
-		if err := writeFile(proc+"/"+m.file, b); err != nil {
-			return &errdefs.Error{Op: "write", What: m.file + " of the container's user namespace", Err: err}
-		}
+	if err := writeMaps(k.c.pid, k.spec.Linux.UIDMappings, k.spec.Linux.GIDMappings); err != nil {
+		return err
 	}
 	for _, r := range k.spec.Process.Rlimits {
 		n := plan.RlimitNumber(r.Type)
@@ -605,11 +599,93 @@ func (k *creation) identity() error {
 		}
 	}
 	if p := k.spec.Process.OOMScoreAdj; p != nil && (*p >= k.in.Facts.OOMScoreAdj || k.in.Facts.Held&(1<<unix.CAP_SYS_RESOURCE) != 0) {
-		if err := writeFile(proc+"/oom_score_adj", strconv.AppendInt(nil, int64(*p), 10)); err != nil {
+		if err := writeFile("/proc/"+strconv.Itoa(k.c.pid)+"/oom_score_adj", strconv.AppendInt(nil, int64(*p), 10)); err != nil {
 			return &errdefs.Error{Op: "set", What: "oom_score_adj", Err: err}
 		}
 	}
 	return k.allow(plan.AllowMapped)
+}
+
+// writeMaps gives a new user namespace its id maps (user_namespaces(7)); pid is a process in it.
+func writeMaps(pid int, uids, gids []runspec.LinuxIDMapping) error {
+	for _, m := range [...]struct {
+		file, program string
+		maps          []runspec.LinuxIDMapping
+	}{{"uid_map", "newuidmap", uids}, {"gid_map", "newgidmap", gids}} {
+		var b []byte
+		for _, e := range m.maps {
+			b = strconv.AppendUint(b, uint64(e.ContainerID), 10)
+			b = strconv.AppendUint(append(b, ' '), uint64(e.HostID), 10)
+			b = strconv.AppendUint(append(b, ' '), uint64(e.Size), 10)
+			b = append(b, '\n')
+		}
+		err := writeFile("/proc/"+strconv.Itoa(pid)+"/"+m.file, b)
+		if err == unix.EPERM {
+			err = mapByProgram(m.program, pid, m.maps)
+		}
+		if err != nil {
+			return &errdefs.Error{Op: "write", What: m.file + " of the container's user namespace", Err: err}
+		}
+	}
+	return nil
+}
+
+// mapByProgram has newuidmap(1) or newgidmap(1) write a map: they are privileged, and permit what /etc/subuid and
+// /etc/subgid give to this user. A map of nothing but the own id needs no permission, but for groups only without
+// setgroups(2).
+func mapByProgram(program string, pid int, maps []runspec.LinuxIDMapping) error {
+	proc := "/proc/" + strconv.Itoa(pid)
+	if program == "newgidmap" && onlyOwn(maps) {
+		if err := writeFile(proc+"/setgroups", []byte("deny")); err != nil {
+			return err
+		}
+		return writeFile(proc+"/gid_map", []byte(strconv.FormatUint(uint64(maps[0].ContainerID), 10)+" "+strconv.Itoa(os.Getegid())+" 1\n"))
+	}
+	args := []string{program, strconv.Itoa(pid)}
+	for _, e := range maps {
+		for _, n := range [...]uint32{e.ContainerID, e.HostID, e.Size} {
+			args = append(args, strconv.FormatUint(uint64(n), 10))
+		}
+	}
+	where := ""
+	for _, dir := range [...]string{"/usr/bin/", "/bin/", "/usr/local/bin/", "/usr/sbin/"} {
+		if unix.Access(dir+program, unix.X_OK) == nil {
+			where = dir + program
+			break
+		}
+	}
+	if where == "" {
+		return &errdefs.Error{Op: "find", What: program, Kind: errdefs.Unsupported, Why: "without privileges the map can only be written by that program",
+			Fix: "install the package uidmap, and give this user ranges in /etc/subuid and /etc/subgid"}
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close() //nolint:errcheck // read only
+	p, err := os.StartProcess(where, args, &os.ProcAttr{Env: []string{}, Files: []*os.File{nil, w, w}})
+	_ = w.Close()
+	if err != nil {
+		return err
+	}
+	text := make([]byte, 1024)
+	n, _ := r.Read(text)
+	if ws := reap(p.Pid); !ws.Exited() || ws.ExitStatus() != 0 {
+		return &errdefs.Error{Op: "map ids with", What: program, Kind: errdefs.Forbidden, Why: string(bytes.TrimSpace(text[:max(n, 0)])),
+			Fix: "compare the maps with this user's ranges in /etc/subuid and /etc/subgid"}
+	}
+	return nil
+}
+
+// onlyOwn reports whether a map of groups holds nothing but this process's own.
+func onlyOwn(maps []runspec.LinuxIDMapping) bool {
+	return len(maps) == 1 && maps[0].Size == 1 && int64(maps[0].HostID) == int64(os.Getegid())
+}
+
+// setgroupsDenied says whether setgroups(2) is denied in a process's user namespace.
+func setgroupsDenied(pid string) bool {
+	b, err := os.ReadFile("/proc/" + pid + "/setgroups")
+	return err == nil && bytes.HasPrefix(b, []byte("deny"))
 }
 
 func writeFile(name string, b []byte) error {

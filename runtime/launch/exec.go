@@ -116,6 +116,11 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 	in.Facts.Held, in.Facts.LastCap = held()
 	in.Facts.Limits = map[int][2]uint64{}
 	processFacts(&in.Facts, o.Process)
+	for _, n := range r.Namespaces {
+		if n.Type == runspec.UserNamespace {
+			in.Facts.NoSetgroups = setgroupsDenied(strconv.Itoa(r.Pid))
+		}
+	}
 	if !hasHome(o.Process.Env) {
 		if root, err := unix.Open("/proc/"+strconv.Itoa(r.Pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
 			in.Home = home(root, o.Process.User.UID)

@@ -32,7 +32,7 @@ var devLinks = [...][2]string{
 func (c *compiler) devices() error {
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
-		if o, _ := parseOptions(m.Options); path.Clean("/"+m.Destination) == "/dev" && (m.Type == "bind" || o.bind || o.rbind) {
+		if o := parseOptions(m.Options); path.Clean("/"+m.Destination) == "/dev" && (m.Type == "bind" || o.bind || o.rbind) {
 			return nil
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/onggi/onggi/mount"
 	"github.com/onggi/onggi/runtime/seccomp"
 	"github.com/onggi/onggi/sys"
+	"github.com/onggi/onggi/userns"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,7 @@ type Facts struct {
 	CgroupDirs   map[string]string // v1: mount point of a hierarchy -> directory of the container's group in it
 	CgroupNames  map[string]string // v1: controller -> mount point of its hierarchy
 	NotDirectory map[string]bool   // bind sources that are not directories
+	NoSetgroups  bool              // the container's user namespace denies setgroups(2)
 	Shared       map[string]bool   // types of namespaces that are joined by path and are this process's own
 }
 
@@ -39,7 +41,7 @@ type Fds struct {
 	Console  int         // socket that gets the terminal's master side
 	Tasks    []int       // v1 tasks files to join
 	Join     []Join      // namespaces to join
-	Trees    map[int]int // index in spec.Mounts -> a prepared, unattached mount (tmpcopyup)
+	Trees    map[int]int // index in spec.Mounts -> a prepared, unattached mount: tmpcopyup, and binds with their options set
 }
 
 // Join is a namespace to be joined by the image.
@@ -146,6 +148,15 @@ func BuildHook(in *Input, h *runspec.Hook, root int) *Plan {
 	}
 	c.op(unix.SYS_RT_SIGPROCMASK, "unblock signals", "", num(2), buf(c.words(0)), num(0), num(8))
 	c.op(unix.SYS_EXECVE, "execute", h.Path, c.s(h.Path), buf(c.vector(args)), buf(c.vector(h.Env)))
+	return c.plan()
+}
+
+// BuildIdle compiles a process that only makes namespaces (flags) and waits for the end of the descriptor control.
+func BuildIdle(flags uint64, control, report int) *Plan {
+	in := &Input{Spec: &runspec.Spec{}, Fds: Fds{Report: report}}
+	c := &compiler{builder: newBuilder(2), in: in, spec: in.Spec, flags: flags}
+	c.op(unix.SYS_READ, "wait for", "the end", num(control), c.cell().addr(), num(1))
+	c.op(unix.SYS_EXIT_GROUP, "exit", "", num(0))
 	return c.plan()
 }
 
@@ -270,16 +281,39 @@ func Supported(s *runspec.Spec) error {
 	if seen&unix.CLONE_NEWNS == 0 {
 		return unsupported("linux.namespaces", "a container without a mount namespace of its own")
 	}
+	if _, err := userns.New("linux.uidMappings", l.UIDMappings); err != nil {
+		return err
+	}
+	if _, err := userns.New("linux.gidMappings", l.GIDMappings); err != nil {
+		return err
+	}
 	if seen&unix.CLONE_NEWUSER == 0 && (len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0) {
 		return invalid("linux.uidMappings", "id maps need a user namespace")
 	}
 	for i := range s.Mounts {
-		m := &s.Mounts[i]
-		if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 {
-			return unsupported("mounts["+m.Destination+"].uidMappings", "id-mapped mounts are not supported yet")
+		if err := supportedIDMap(&s.Mounts[i], seen&unix.CLONE_NEWUSER != 0); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// supportedIDMap checks what the specification says of mounts[].uidMappings and the options idmap and ridmap.
+func supportedIDMap(m *runspec.Mount, user bool) error {
+	field := "mounts[" + m.Destination + "]"
+	if (len(m.UIDMappings) == 0) != (len(m.GIDMappings) == 0) {
+		return invalid(field+".uidMappings", "uidMappings and gidMappings come together")
+	}
+	for _, o := range m.Options {
+		if (o == "idmap" || o == "ridmap") && len(m.UIDMappings) == 0 && !user {
+			return invalid(field, o+" without uidMappings needs a user namespace, whose id maps it uses")
+		}
+	}
+	if _, err := userns.New(field+".uidMappings", m.UIDMappings); err != nil {
+		return err
+	}
+	_, err := userns.New(field+".gidMappings", m.GIDMappings)
+	return err
 }
 
 // SupportedProcess is Supported for a process section.

@@ -59,7 +59,7 @@ func v1(in *Input) *Input {
 	return in
 }
 
-func userns(in *Input) *Input {
+func inUser(in *Input) *Input {
 	in.Spec.Linux.Namespaces = append(in.Spec.Linux.Namespaces, runspec.LinuxNamespace{Type: "user"})
 	m := []runspec.LinuxIDMapping{{HostID: 100000, Size: 1000}}
 	in.Spec.Linux.UIDMappings, in.Spec.Linux.GIDMappings = m, m
@@ -77,7 +77,7 @@ func TestGolden(t *testing.T) {
 	reaper := input(spec())
 	reaper.Init = true
 	for name, in := range map[string]*Input{
-		"default-v2": input(spec()), "default-v1": v1(input(spec())), "user": userns(input(spec())),
+		"default-v2": input(spec()), "default-v1": v1(input(spec())), "user": inUser(input(spec())),
 		"terminal": input(terminal), "overlay": layers, "overlay-6.1": old, "init": reaper,
 	} {
 		p, err := Build(in)
@@ -219,13 +219,22 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		"linux.sysctl":            func(s *runspec.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} },
 		"linux.devices[/dev/x]":   func(s *runspec.Spec) { s.Linux.Devices = []runspec.LinuxDevice{{Path: "/dev/x", Type: "z"}} },
 		"mounts[/x].uidMappings": func(s *runspec.Spec) {
-			s.Mounts[0] = runspec.Mount{Destination: "/x", UIDMappings: []runspec.LinuxIDMapping{{}}}
+			s.Mounts[0] = runspec.Mount{Destination: "/x", UIDMappings: []runspec.LinuxIDMapping{{Size: 1}}}
 		},
 		"mounts[/x]": func(s *runspec.Spec) {
-			s.Mounts[0] = runspec.Mount{Destination: "/x", Type: "tmpfs", Options: []string{"idmap"}}
+			s.Mounts[0] = runspec.Mount{Destination: "/x", Type: "bind", Source: "/", Options: []string{"idmap"}}
 		},
-		"mounts[/]":       func(s *runspec.Spec) { s.Mounts[0].Destination = "/" },
-		"mounts[/proc/1]": func(s *runspec.Spec) { s.Mounts[0] = runspec.Mount{Destination: "/proc/1", Type: "bind", Source: "/x"} },
+		"mounts[/w]": func(s *runspec.Spec) {
+			m := []runspec.LinuxIDMapping{{Size: 1}}
+			s.Mounts[0] = runspec.Mount{Destination: "/w", Type: "tmpfs", UIDMappings: m, GIDMappings: m}
+		},
+		"mounts[/v]": func(s *runspec.Spec) {
+			s.Mounts[0] = runspec.Mount{Destination: "/v", Type: "bind", Source: "/", Options: []string{"remount", "size=3"}}
+		},
+		"mounts[/proc]":     func(s *runspec.Spec) { s.Mounts[0].Type = "tmpfs" },
+		"mounts[/proc/sys]": func(s *runspec.Spec) { s.Mounts[0] = runspec.Mount{Destination: "/proc/sys", Type: "tmpfs"} },
+		"mounts[/]":         func(s *runspec.Spec) { s.Mounts[0].Destination = "/" },
+		"mounts[/proc/1]":   func(s *runspec.Spec) { s.Mounts[0] = runspec.Mount{Destination: "/proc/1", Type: "bind", Source: "/x"} },
 		"mounts[/y]": func(s *runspec.Spec) {
 			s.Mounts[0] = runspec.Mount{Destination: "/y", Type: "bind", Source: "/x", Options: []string{"odd"}}
 		},
@@ -272,7 +281,7 @@ func TestValuesOfTheHostAreNotSetThroughJoinedNamespaces(t *testing.T) {
 
 // FuzzBuild: whatever the spec, Build gives an error or a plan that stays within itself.
 func FuzzBuild(f *testing.F) {
-	for _, s := range []*runspec.Spec{spec(), userns(input(spec())).Spec} {
+	for _, s := range []*runspec.Spec{spec(), inUser(input(spec())).Spec} {
 		b, err := json.Marshal(s)
 		if err != nil {
 			f.Fatal(err)

@@ -139,7 +139,7 @@ var calls = [...]call{
 	{unix.SYS_FCHOWNAT, "fchownat", 5},
 	{unix.SYS_FSCONFIG, "fsconfig", 5},
 	{unix.SYS_FSMOUNT, "fsmount", 3},
-	{unix.SYS_FSOPEN, "fsopen", 2},
+	{unix.SYS_FSOPEN, "fsopen", 2}, {unix.SYS_FSPICK, "fspick", 3},
 	{unix.SYS_FSTATFS, "fstatfs", 2},
 	{unix.SYS_GETCWD, "getcwd", 2},
 	{unix.SYS_GETGROUPS, "getgroups", 2},

@@ -100,9 +100,9 @@ func propagation(s string) (uint64, bool, bool) {
 
 // rootMount makes the root itself.
 func (c *compiler) rootMount(m *mount.Mount) error {
-	o, bad := parseOptions(m.Options)
-	if bad != "" {
-		return unsupported("rootfs", "mount option "+bad)
+	o := parseOptions(m.Options)
+	if o.idmap || o.ridmap || o.remount || o.copyUp || o.iversion {
+		return unsupported("rootfs", "one of the mount options "+strings.Join(m.Options, ","))
 	}
 	var t cell
 	switch {
@@ -126,7 +126,7 @@ func (c *compiler) rootMount(m *mount.Mount) error {
 			c.setattr("options of", "/", t.get(), buf(c.empty), false, o.set, o.clear&unix.MOUNT_ATTR__ATIME, 0)
 		}
 	default:
-		t = c.fileSystem(m.Type, m.Source, "/", o.data, o.set)
+		t = c.fileSystem(m.Type, m.Source, "/", append(o.super, o.data...), o.set)
 	}
 	c.root = t
 	c.op(unix.SYS_MOVE_MOUNT, "attach root file system", "", t.get(), buf(c.empty), num(unix.AT_FDCWD), c.s("/"),
@@ -150,10 +150,7 @@ func (c *compiler) legacyOverlay(o *mount.Overlay) bool {
 
 func (c *compiler) overlay(m *mount.Mount) (cell, error) {
 	o := m.Overlay
-	opts, bad := parseOptions(m.Options)
-	if bad != "" {
-		return 0, unsupported("rootfs", "mount option "+bad)
-	}
+	opts := parseOptions(m.Options)
 	if len(o.Lower) == 0 {
 		return 0, invalid("rootfs", "an overlay needs a lower layer")
 	}
@@ -204,19 +201,8 @@ func (c *compiler) oldOverlayRoot(m *mount.Mount, opts options) error {
 	if err != nil {
 		return err
 	}
-	var flags uint64
-	for _, f := range []struct{ attr, ms uint64 }{
-		{unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY},
-		{unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID},
-		{unix.MOUNT_ATTR_NODEV, unix.MS_NODEV},
-		{unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC},
-	} {
-		if opts.set&f.attr != 0 {
-			flags |= f.ms
-		}
-	}
 	c.op(unix.SYS_CHDIR, "enter", dir, c.s(dir))
-	c.op(unix.SYS_MOUNT, "mount overlay", "", c.s("overlay"), c.s("/"), c.s("overlay"), word(flags), c.s(data))
+	c.op(unix.SYS_MOUNT, "mount overlay", "", c.s("overlay"), c.s("/"), c.s("overlay"), word(legacyFlags(opts.set)), c.s(data))
 	c.op(unix.SYS_OPENAT, "open root file system", "", num(unix.AT_FDCWD), c.s("/.."), num(handle|unix.O_DIRECTORY), num(0)).Dst = uint64(c.root)
 	return nil
 }
@@ -345,6 +331,15 @@ func (c *compiler) fileSystem(typ, source, dest string, data []string, attr uint
 	if source != "" {
 		c.op(unix.SYS_FSCONFIG, "name the source of", dest, fs.get(), num(unix.FSCONFIG_SET_STRING), c.s("source"), c.s(source), num(0))
 	}
+	c.configure(fs, dest, data)
+	c.op(unix.SYS_FSCONFIG, "create "+typ+" for", dest, fs.get(), num(unix.FSCONFIG_CMD_CREATE), num(0), num(0), num(0))
+	c.op(unix.SYS_FSMOUNT, "mount "+typ+" for", dest, fs.get(), num(unix.FSMOUNT_CLOEXEC), word(attr)).Dst = uint64(m)
+	c.op(unix.SYS_CLOSE, "close", typ, fs.get())
+	return m
+}
+
+// configure gives a file system its options.
+func (c *compiler) configure(fs cell, dest string, data []string) {
 	for _, d := range data {
 		if k, v, ok := strings.Cut(d, "="); ok {
 			c.op(unix.SYS_FSCONFIG, "give "+dest+" the option", d, fs.get(), num(unix.FSCONFIG_SET_STRING), c.s(k), c.s(v), num(0))
@@ -352,10 +347,6 @@ func (c *compiler) fileSystem(typ, source, dest string, data []string, attr uint
 			c.op(unix.SYS_FSCONFIG, "give "+dest+" the option", d, fs.get(), num(unix.FSCONFIG_SET_FLAG), c.s(d), num(0), num(0))
 		}
 	}
-	c.op(unix.SYS_FSCONFIG, "create "+typ+" for", dest, fs.get(), num(unix.FSCONFIG_CMD_CREATE), num(0), num(0), num(0))
-	c.op(unix.SYS_FSMOUNT, "mount "+typ+" for", dest, fs.get(), num(unix.FSMOUNT_CLOEXEC), word(attr)).Dst = uint64(m)
-	c.op(unix.SYS_CLOSE, "close", typ, fs.get())
-	return m
 }
 
 func (c *compiler) mounts() error {
@@ -387,19 +378,13 @@ func (c *compiler) mount(m *runspec.Mount, index int) error {
 			return invalid(field, "a string holds a NUL byte")
 		}
 	}
-	o, bad := parseOptions(m.Options)
-	if bad != "" {
-		return unsupported(field, "mount option "+bad)
-	}
+	o := parseOptions(m.Options)
 	isBind := m.Type == "bind" || o.bind || o.rbind
-	if under, ok := strings.CutPrefix(dest, "/proc/"); ok && isBind {
-		allowed := false
-		for _, f := range procFiles {
-			allowed = allowed || f == under
-		}
-		if !allowed {
-			return invalid(field, "a mount inside /proc would undo the container's confinement")
-		}
+	if err := c.procAllowed(field, dest, m.Type, isBind); err != nil {
+		return err
+	}
+	if (o.idmap || o.ridmap || len(m.UIDMappings)+len(m.GIDMappings) > 0) && (!isBind || index < 0) {
+		return unsupported(field, "an id map needs a bind mount")
 	}
 	switch {
 	case index >= 0 && o.copyUp:
@@ -407,8 +392,7 @@ func (c *compiler) mount(m *runspec.Mount, index int) error {
 		if !ok || m.Type != "tmpfs" {
 			return unsupported(field, "tmpcopyup needs a tmpfs and a root file system that is mounted on the host")
 		}
-		t := c.cell()
-		c.op(sys.OpCompute, "use the prepared copy of", dest, num(fd), num(0), word(^uint64(0)), num(0)).Dst = uint64(t)
+		t := c.prepared(fd, dest)
 		if o.set != 0 {
 			c.setattr("options of", dest, t.get(), buf(c.empty), false, o.set, o.clear&unix.MOUNT_ATTR__ATIME, 0)
 		}
@@ -416,39 +400,167 @@ func (c *compiler) mount(m *runspec.Mount, index int) error {
 		c.propagate(t, dest, &o)
 		c.op(unix.SYS_CLOSE, "close", dest, t.get())
 		return nil
+	case o.remount:
+		return c.remount(dest, isBind, &o)
 	case isBind:
-		return c.bind(m, dest, &o)
+		return c.bind(m, index, dest, &o)
 	case m.Type == "cgroup" || m.Type == "cgroup2":
 		return c.cgroup(m, dest, &o)
 	case m.Type == "":
 		return invalid(field, "a mount that is not a bind needs a type")
 	}
-	for _, d := range o.data {
-		if k, v, _ := strings.Cut(d, "="); len(k) > 255 || len(v) > 255 {
-			return unsupported(field, "an option longer than 255 bytes")
-		}
-	}
 	attr := o.set
-	late := dest == "/dev" && attr&unix.MOUNT_ATTR_RDONLY != 0
+	late := dest == "/dev" && (attr|o.rset)&unix.MOUNT_ATTR_RDONLY != 0
 	if late { // nodes and mount points are made in it first
 		attr &^= unix.MOUNT_ATTR_RDONLY
+		o.rset &^= unix.MOUNT_ATTR_RDONLY
+		c.lateReadonly = append(c.lateReadonly, dest)
 	}
-	source := m.Source
-	if len(source) > 255 {
-		return unsupported(field, "a source longer than 255 bytes")
+	long := len(m.Source) > maxOption
+	for _, d := range o.data {
+		k, v, _ := strings.Cut(d, "=")
+		long = long || len(k) > maxOption || len(v) > maxOption
 	}
-	t := c.fileSystem(m.Type, source, dest, o.data, attr|o.rset)
-	if m.Type == "tmpfs" && !hasKey(o.data, "mode") {
-		c.attachTmpfs(t, dest)
+	if long || o.iversion {
+		return c.legacyMount(m, dest, attr|o.rset, &o)
+	}
+	data := o.data
+	if len(o.super) > 0 {
+		data = append(o.super[:len(o.super):len(o.super)], data...)
+	}
+	attr |= o.rset
+	takesMode, readonly := m.Type == "tmpfs" && !hasKey(o.data, "mode"), uint64(0)
+	if takesMode {
+		readonly = attr & unix.MOUNT_ATTR_RDONLY
+		attr &^= readonly
+	}
+	t := c.fileSystem(m.Type, m.Source, dest, data, attr)
+	if fallback := c.fallback(m.Type); fallback != "" {
+		c.orBind(t, fallback, dest, attr)
+	}
+	if takesMode {
+		c.attachTmpfs(t, dest, readonly)
 	} else {
 		c.attach(t, dest, true)
 	}
 	c.propagate(t, dest, &o)
 	c.op(unix.SYS_CLOSE, "close", dest, t.get())
-	if late {
-		c.lateReadonly = append(c.lateReadonly, dest)
+	return nil
+}
+
+// maxOption is the bound of fsconfig(2) for names and values.
+const maxOption = 255
+
+// procAllowed keeps /proc what it is: whatever is mounted over it or in it could undo the container's confinement
+// (CVE-2019-16884, CVE-2019-19921, CVE-2023-27561). See also notProc.
+func (c *compiler) procAllowed(field, dest, typ string, isBind bool) error {
+	if dest == "/proc" && !isBind && typ != "proc" {
+		return invalid(field, "only a proc file system may be mounted at /proc, not "+typ)
+	}
+	under, ok := strings.CutPrefix(dest, "/proc/")
+	if !ok {
+		return nil
+	}
+	for _, f := range procFiles {
+		if f == under {
+			return nil
+		}
+	}
+	return invalid(field, "a mount inside /proc would undo the container's confinement")
+}
+
+// prepared puts the number of a descriptor that the image was started with into a cell.
+func (c *compiler) prepared(fd int, dest string) cell {
+	t := c.cell()
+	c.op(sys.OpCompute, "use the prepared mount of", dest, num(fd), num(0), word(^uint64(0)), num(0)).Dst = uint64(t)
+	return t
+}
+
+// legacyMount uses mount(2), for what fsconfig(2) does not take: long options and iversion. The place is named by
+// working in it, so no path is resolved twice.
+func (c *compiler) legacyMount(m *runspec.Mount, dest string, attr uint64, o *options) error {
+	data := strings.Join(o.data, ",")
+	if len(data) >= 4096 {
+		return unsupported("mounts["+m.Destination+"]", "options longer than a page")
+	}
+	t, _ := c.target(dest, true, dest == "/sys")
+	if dest != "/proc" {
+		c.notProc(t, dest)
+	}
+	c.op(unix.SYS_FCHDIR, "enter", dest, t.get())
+	c.op(unix.SYS_MOUNT, "mount "+m.Type+" for", dest, c.s(m.Source), c.s("."), c.s(m.Type), word(legacyFlags(attr)|o.superFlags()), c.s(data))
+	c.op(unix.SYS_FCHDIR, "leave", dest, c.root.get())
+	c.op(unix.SYS_CLOSE, "close", dest, t.get())
+	if o.propagation != 0 {
+		c.openIn("open", dest, c.root, dest[1:], c.how, t, 0)
+		c.propagate(t, dest, o)
+		c.op(unix.SYS_CLOSE, "close", dest, t.get())
 	}
 	return nil
+}
+
+// remount changes a mount that is there: the options that are given, and no others (mount(8), "remount"). Without bind
+// the file system's own options too.
+func (c *compiler) remount(dest string, isBind bool, o *options) error {
+	t := c.cell()
+	c.openIn("open", dest, c.root, dest[1:], c.how, t, 0)
+	if o.set|o.clear != 0 {
+		c.setattr("options of", dest, t.get(), buf(c.empty), false, o.set, o.clear, 0)
+	}
+	if o.rset|o.rclear != 0 {
+		c.setattr("recursive options of", dest, t.get(), buf(c.empty), true, o.rset, o.rclear, 0)
+	}
+	if data := append(o.super[:len(o.super):len(o.super)], o.data...); len(data) > 0 {
+		if isBind || o.iversion {
+			return unsupported("mounts["+dest+"]", "mount option "+strings.Join(data, ",")+" of a remounted bind")
+		}
+		fs := c.cell()
+		const pickEmpty = 8 // FSPICK_EMPTY_PATH
+		c.op(unix.SYS_FSPICK, "look at the file system of", dest, t.get(), buf(c.empty), num(pickEmpty|unix.FSPICK_CLOEXEC)).Dst = uint64(fs)
+		c.configure(fs, dest, data)
+		c.op(unix.SYS_FSCONFIG, "change the file system of", dest, fs.get(), num(unix.FSCONFIG_CMD_RECONFIGURE), num(0), num(0), num(0))
+		c.op(unix.SYS_CLOSE, "close", dest, fs.get())
+	}
+	c.propagate(t, dest, o)
+	c.op(unix.SYS_CLOSE, "close", dest, t.get())
+	return nil
+}
+
+// fallback is what of the host is shown where a user namespace may not mount a type: sysfs belongs to the owner of the
+// network namespace, mqueue to that of the ipc namespace, and these may be joined.
+func (c *compiler) fallback(typ string) string {
+	if !c.newUser && !c.joinsUser() && !c.in.Facts.Nested {
+		return ""
+	}
+	switch typ {
+	case "sysfs":
+		return "/sys"
+	case "mqueue":
+		return "/dev/mqueue"
+	}
+	return ""
+}
+
+// orBind goes after fileSystem: where it was not permitted, the host's own is bound instead.
+func (c *compiler) orBind(t cell, src, dest string, attr uint64) {
+	var denied []int
+	for i := len(c.ops) - 1; ; i-- { // the kernel looks at the first step, the last, or both
+		nr := c.ops[i].NR
+		if nr == unix.SYS_FSOPEN || nr == unix.SYS_FSMOUNT || nr == unix.SYS_FSCONFIG {
+			c.ops[i].ErrMask = errnos(int(unix.EPERM))
+			denied = append(denied, i)
+		}
+		if nr == unix.SYS_FSOPEN {
+			break
+		}
+	}
+	made := c.jump("binding " + src)
+	c.land(denied...)
+	c.op(unix.SYS_OPEN_TREE, "open", src, num(unix.AT_FDCWD), c.s(src), num(cloneTree|unix.AT_RECURSIVE)).Dst = uint64(t)
+	if attr != 0 {
+		c.setattr("options of", dest, t.get(), buf(c.empty), true, attr&^unix.MOUNT_ATTR__ATIME, 0, 0)
+	}
+	c.land(made)
 }
 
 func hasKey(data []string, key string) bool {
@@ -461,7 +573,7 @@ func hasKey(data []string, key string) bool {
 }
 
 // attachTmpfs gives a tmpfs without a mode that of the directory which it covers, as runc does.
-func (c *compiler) attachTmpfs(m cell, dest string) {
+func (c *compiler) attachTmpfs(m cell, dest string, readonly uint64) {
 	t, found := c.target(dest, true, false)
 	over := c.jump("the mode of " + dest) // a directory that was just made keeps tmpfs' own default
 	c.land(found)
@@ -470,6 +582,9 @@ func (c *compiler) attachTmpfs(m cell, dest string) {
 	c.op(sys.OpCompute, "take the mode of", dest, (st + 24).get(), num(32), word(0o7777), num(0)).Dst = uint64(mode)
 	c.op(unix.SYS_FCHMODAT, "set the mode of", dest, m.get(), c.s("."), mode.get())
 	c.land(over)
+	if readonly != 0 {
+		c.setattr("read-only", dest, m.get(), buf(c.empty), false, readonly, 0, 0)
+	}
 	c.attachAt(m, t, dest)
 }
 
@@ -480,7 +595,7 @@ func (c *compiler) propagate(t cell, dest string, o *options) {
 	}
 }
 
-func (c *compiler) bind(m *runspec.Mount, dest string, o *options) error {
+func (c *compiler) bind(m *runspec.Mount, index int, dest string, o *options) error {
 	field := "mounts[" + m.Destination + "]"
 	if m.Source == "" {
 		return invalid(field, "a bind mount needs a source")
@@ -488,21 +603,33 @@ func (c *compiler) bind(m *runspec.Mount, dest string, o *options) error {
 	if len(o.data) > 0 {
 		return unsupported(field, "mount option "+o.data[0]+" of a bind mount")
 	}
-	src := m.Source
-	if !path.IsAbs(src) {
-		src = path.Join(c.in.Bundle, src)
+	for _, name := range o.super {
+		c.warn(field + ": " + name + " is an option of the whole file system, and a bind mount cannot change it")
 	}
-	flags := cloneTree
-	if o.rbind || !o.bind {
-		flags |= unix.AT_RECURSIVE
-	}
-	t := c.cell()
-	c.op(unix.SYS_OPEN_TREE, "open bind source", src, num(unix.AT_FDCWD), c.s(src), num(flags)).Dst = uint64(t)
-	if set := o.set; set != 0 || o.clear&unix.MOUNT_ATTR__ATIME != 0 {
-		c.setattr("options of", dest, t.get(), buf(c.empty), false, set, o.clear&unix.MOUNT_ATTR__ATIME, 0)
-	}
-	if o.rset != 0 || o.rclear != 0 {
-		c.setattr("recursive options of", dest, t.get(), buf(c.empty), true, o.rset, o.rclear, 0)
+	src := BindSource(c.in.Bundle, m)
+	var t cell
+	if fd, ok := c.in.Fds.Trees[index]; ok && index >= 0 {
+		t = c.prepared(fd, dest)
+	} else {
+		a := BindAttributes(m)
+		flags := cloneTree
+		if a.Recursive {
+			flags |= unix.AT_RECURSIVE
+		}
+		t = c.cell()
+		c.op(unix.SYS_OPEN_TREE, "open bind source", src, num(unix.AT_FDCWD), c.s(src), num(flags)).Dst = uint64(t)
+		if a.Set != 0 || a.Clear&unix.MOUNT_ATTR__ATIME != 0 {
+			c.setattr("options of", dest, t.get(), buf(c.empty), false, a.Set, a.Clear&unix.MOUNT_ATTR__ATIME, 0)
+		}
+		if clear := a.Clear &^ unix.MOUNT_ATTR__ATIME; clear != 0 {
+			c.setattr("options of", dest, t.get(), buf(c.empty), false, 0, clear, 0)
+			if c.joinsUser() || c.in.Facts.Nested { // what the owner of the mount has locked stays (mount_namespaces(7))
+				c.ops[len(c.ops)-1].ErrMask = errnos(int(unix.EPERM))
+			}
+		}
+		if a.SetAll|a.ClearAll != 0 {
+			c.setattr("recursive options of", dest, t.get(), buf(c.empty), true, a.SetAll, a.ClearAll, 0)
+		}
 	}
 	if dest == "/proc" { // only a real /proc may become /proc
 		st := c.room(120)
@@ -513,6 +640,40 @@ func (c *compiler) bind(m *runspec.Mount, dest string, o *options) error {
 	c.propagate(t, dest, o)
 	c.op(unix.SYS_CLOSE, "close", dest, t.get())
 	return nil
+}
+
+// Attributes are the options of a bind mount: first those of itself, then those of all mounts in it.
+type Attributes struct {
+	Recursive        bool // the mounts below the source come with it
+	Set, Clear       uint64
+	SetAll, ClearAll uint64
+	IDMap, IDMapAll  bool
+}
+
+// BindAttributes reads the options of a bind mount.
+func BindAttributes(m *runspec.Mount) Attributes {
+	o := parseOptions(m.Options)
+	return Attributes{
+		Recursive: o.rbind || !o.bind, Set: o.set, Clear: o.clear, SetAll: o.rset, ClearAll: o.rclear,
+		IDMap: o.idmap || o.ridmap || len(m.UIDMappings)+len(m.GIDMappings) > 0, IDMapAll: o.ridmap,
+	}
+}
+
+// IsBind reports whether a mount is a bind mount, which its type or an option says.
+func IsBind(m *runspec.Mount) bool {
+	if m.Type == "bind" {
+		return true
+	}
+	o := parseOptions(m.Options)
+	return o.bind || o.rbind
+}
+
+// BindSource is the absolute path of a bind mount's source.
+func BindSource(bundle string, m *runspec.Mount) string {
+	if path.IsAbs(m.Source) {
+		return m.Source
+	}
+	return path.Join(bundle, m.Source)
 }
 
 // cgroup shows the container its own control groups: the whole of v2 as the namespace cuts it, or a bind of the

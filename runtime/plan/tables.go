@@ -126,8 +126,11 @@ var mountOptions = [...]mountOption{
 	{"rnoexec", unix.MOUNT_ATTR_NOEXEC, 0, true},
 	{"rexec", 0, unix.MOUNT_ATTR_NOEXEC, true},
 	{"rnoatime", unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME, true},
+	{"ratime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, true},
 	{"rrelatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, true},
+	{"rnorelatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, true},
 	{"rstrictatime", unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME, true},
+	{"rnostrictatime", unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME, true},
 	{"rnodiratime", unix.MOUNT_ATTR_NODIRATIME, 0, true},
 	{"rdiratime", 0, unix.MOUNT_ATTR_NODIRATIME, true},
 	{"rnosymfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, 0, true},
@@ -136,7 +139,10 @@ var mountOptions = [...]mountOption{
 
 // MountOptions lists the options of mounts[].options that have a meaning of their own; others go to the file system.
 func MountOptions() []string {
-	out := []string{"bind", "rbind", "tmpcopyup", "defaults", "async", "nomand", "loud"}
+	out := []string{"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount", "defaults", "loud", "silent", "iversion", "noiversion"}
+	for _, o := range superOptions {
+		out = append(out, o.name)
+	}
 	for _, o := range mountOptions {
 		out = append(out, o.name)
 	}
@@ -161,25 +167,39 @@ var propagations = [...]struct {
 	{"runbindable", unix.MS_UNBINDABLE, true},
 }
 
+// superOptions belong to a file system, not to a mount of it: they are set when it is made (fsconfig(2)).
+var superOptions = [...]struct {
+	name string
+	flag uint64 // of mount(2); 0 takes one back
+}{
+	{"sync", unix.MS_SYNCHRONOUS}, {"async", 0}, {"dirsync", unix.MS_DIRSYNC}, {"lazytime", unix.MS_LAZYTIME}, {"nolazytime", 0},
+	{"mand", unix.MS_MANDLOCK}, {"nomand", 0},
+}
+
 // options is the parsed form of mounts[].options.
 type options struct {
 	bind, rbind, copyUp  bool
+	remount              bool
+	idmap, ridmap        bool
+	iversion             bool
 	set, clear           uint64
 	rset, rclear         uint64
 	propagation          uint64
 	propagationRecursive bool
+	super                []string // of superOptions
 	data                 []string // for the file system
 }
 
-func parseOptions(list []string) (o options, unsupported string) {
+// parseOptions takes what the specification's table of options has; any other option is the file system's own.
+func parseOptions(list []string) (o options) {
 next:
 	for _, s := range list {
 		for i := range mountOptions {
 			if m := &mountOptions[i]; m.name == s {
 				if m.recursive {
-					o.rset, o.rclear = o.rset&^m.clear|m.set, o.rclear|m.clear
+					o.rset, o.rclear = o.rset&^m.clear|m.set, o.rclear&^m.set|m.clear
 				} else {
-					o.set, o.clear = o.set&^m.clear|m.set, o.clear|m.clear
+					o.set, o.clear = o.set&^m.clear|m.set, o.clear&^m.set|m.clear
 				}
 				continue next
 			}
@@ -190,6 +210,12 @@ next:
 				continue next
 			}
 		}
+		for i := range superOptions {
+			if superOptions[i].name == s {
+				o.super = append(o.super, s)
+				continue next
+			}
+		}
 		switch s {
 		case "bind":
 			o.bind = true
@@ -197,13 +223,59 @@ next:
 			o.rbind = true
 		case "tmpcopyup":
 			o.copyUp = true
-		case "defaults", "async", "nomand", "loud", "silent", "noiversion", "":
-			// the kernel's default, or without a meaning for mounts made by fsmount(2)
-		case "idmap", "ridmap", "mand", "iversion", "remount":
-			return o, s
+		case "remount":
+			o.remount = true
+		case "idmap":
+			o.idmap = true
+		case "ridmap":
+			o.ridmap = true
+		case "iversion":
+			o.iversion = true
+		case "noiversion":
+			o.iversion = false
+		case "defaults", "loud", "silent", "":
+			// the kernel's default, and which of its messages are logged
 		default:
 			o.data = append(o.data, s)
 		}
 	}
-	return o, ""
+	return o
+}
+
+// superFlags are o.super for mount(2).
+func (o *options) superFlags() (f uint64) {
+	for _, s := range o.super {
+		for _, k := range superOptions {
+			switch {
+			case k.name == s:
+				f |= k.flag
+			case k.flag != 0 && (s == "no"+k.name || s == "a"+k.name):
+				f &^= k.flag
+			}
+		}
+	}
+	if o.iversion {
+		f |= unix.MS_I_VERSION
+	}
+	return f
+}
+
+// legacyFlags are the attributes of a mount for mount(2).
+func legacyFlags(attr uint64) (flags uint64) {
+	for _, f := range [...]struct{ attr, ms uint64 }{
+		{unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY}, {unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID}, {unix.MOUNT_ATTR_NODEV, unix.MS_NODEV},
+		{unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC}, {unix.MOUNT_ATTR_NODIRATIME, unix.MS_NODIRATIME},
+		{unix.MOUNT_ATTR_NOSYMFOLLOW, unix.MS_NOSYMFOLLOW},
+	} {
+		if attr&f.attr != 0 {
+			flags |= f.ms
+		}
+	}
+	switch attr & unix.MOUNT_ATTR__ATIME {
+	case unix.MOUNT_ATTR_NOATIME:
+		flags |= unix.MS_NOATIME
+	case unix.MOUNT_ATTR_STRICTATIME:
+		flags |= unix.MS_STRICTATIME
+	}
+	return flags
 }

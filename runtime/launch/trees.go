@@ -3,39 +3,136 @@ package launch
 import (
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/runtime/plan"
+	runspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// copies prepares the tmpfs mounts with the option tmpcopyup (podman): they begin with a copy of the directory that
-// they cover. The copy is made here, into a mount that is not attached anywhere; the image puts it in its place. first
-// is the number of the first descriptor that they become.
-func (k *creation) copies(first int) (map[int]int, error) {
+// trees prepares mounts that the image only puts in their places: those that need a right which the image does not
+// have, or a process that can run code. first is the number of the first descriptor that they become.
+//
+// A tmpfs with the option tmpcopyup (podman) begins with a copy of the directory that it covers. A bind mount with an id
+// map needs rights over the file system that it shows; in a new user namespace every bind mount is opened here, because
+// the way to its source may be closed to the container's ids.
+func (k *creation) trees(first int) (map[int]int, error) {
 	trees := map[int]int{}
 	for i := range k.spec.Mounts {
 		m := &k.spec.Mounts[i]
-		if m.Type != "tmpfs" || !has(m.Options, "tmpcopyup") || len(k.Options.Rootfs) > 0 {
+		copyUp := m.Type == "tmpfs" && has(m.Options, "tmpcopyup") && len(k.Options.Rootfs) == 0
+		if !copyUp && !(plan.IsBind(m) && !has(m.Options, "remount") && (k.newUser || plan.BindAttributes(m).IDMap)) {
 			continue
 		}
+		trees[i] = first
+		first++
 		if k.dry {
-			trees[i] = first
-			first++
 			continue
 		}
-		fd, err := k.copyUp(path.Clean("/"+m.Destination), m.Options)
-		if err != nil {
-			return nil, &errdefs.Error{Op: "copy up", What: m.Destination, Err: err}
+		var fd int
+		var err error
+		if copyUp {
+			if fd, err = k.copyUp(path.Clean("/"+m.Destination), m.Options); err != nil {
+				return nil, &errdefs.Error{Op: "copy up", What: m.Destination, Err: err}
+			}
+		} else if fd, err = k.bindTree(m); err != nil {
+			return nil, err
 		}
 		if k.treeFDs == nil {
 			k.treeFDs = map[int]int{}
 		}
 		k.treeFDs[i] = k.keep(fd)
-		trees[i] = first
-		first++
 	}
 	return trees, nil
+}
+
+// bindTree makes the copy of a bind mount's source and sets its options.
+func (k *creation) bindTree(m *runspec.Mount) (fd int, err error) {
+	src := plan.BindSource(k.Bundle, m)
+	a := plan.BindAttributes(m)
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if a.Recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	if fd, err = unix.OpenTree(unix.AT_FDCWD, src, flags); err != nil {
+		return -1, &errdefs.Error{Op: "open bind source", What: src, Err: err}
+	}
+	defer func() {
+		if err != nil {
+			_ = unix.Close(fd)
+		}
+	}()
+	set := func(what string, all bool, attr *unix.MountAttr) {
+		if err != nil || *attr == (unix.MountAttr{}) {
+			return
+		}
+		at := uint(unix.AT_EMPTY_PATH)
+		if all {
+			at |= unix.AT_RECURSIVE
+		}
+		if e := unix.MountSetattr(fd, "", at, attr); e != nil {
+			err = &errdefs.Error{Op: "set " + what, What: m.Destination, Err: e}
+		}
+	}
+	// The image's own mounts would be slaves of the host's by now, or what rootfsPropagation says; these come from the
+	// host's side.
+	switch k.spec.Linux.RootfsPropagation {
+	case "", "slave", "rslave":
+		set("propagation of", true, &unix.MountAttr{Propagation: unix.MS_SLAVE})
+	case "private", "rprivate", "unbindable", "runbindable":
+		set("propagation of", true, &unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	}
+	set("options of", false, &unix.MountAttr{Attr_set: a.Set, Attr_clr: a.Clear})
+	set("recursive options of", true, &unix.MountAttr{Attr_set: a.SetAll, Attr_clr: a.ClearAll})
+	if err != nil || !a.IDMap {
+		return fd, err
+	}
+	ns, err := k.idMap(m)
+	if err != nil {
+		return fd, err
+	}
+	defer unix.Close(ns) //nolint:errcheck // a handle
+	set("id map of", a.IDMapAll, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns)})
+	if e := errdefs.As(err); e != nil && e.Why == "" {
+		e.Why = "the file system below " + src + " may not know id maps"
+	}
+	return fd, err
+}
+
+// idMap returns a user namespace that has a mount's id map: its own, or else the container's.
+func (k *creation) idMap(m *runspec.Mount) (int, error) {
+	uids, gids := m.UIDMappings, m.GIDMappings
+	if len(uids) == 0 {
+		for _, j := range k.joined {
+			if j.Type == string(runspec.UserNamespace) {
+				return unix.FcntlInt(uintptr(j.FD), unix.F_DUPFD_CLOEXEC, 0)
+			}
+		}
+		uids, gids = k.spec.Linux.UIDMappings, k.spec.Linux.GIDMappings
+	}
+	return userNamespace(k.dir, uids, gids)
+}
+
+// userNamespace makes a user namespace with these maps that nobody is in. A process makes it and ends.
+func userNamespace(dir string, uids, gids []runspec.LinuxIDMapping) (int, error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return -1, err
+	}
+	defer unix.Close(p[0]) //nolint:errcheck // nothing comes
+	defer unix.Close(p[1]) //nolint:errcheck // nothing is written
+	pid, err := spawn(&spawnArgs{plan: plan.BuildIdle(unix.CLONE_NEWUSER, 0, 1), dir: dir, fds: []int{p[0], p[1]}, cgroup: -1})
+	if err != nil {
+		return -1, err
+	}
+	defer reap(pid)
+	defer unix.Kill(pid, unix.SIGKILL) //nolint:errcheck // before the reap
+	if err := writeMaps(pid, uids, gids); err != nil {
+		return -1, err
+	}
+	return unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/user", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 }
 
 func (k *creation) copyUp(dest string, options []string) (fd int, err error) {

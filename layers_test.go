@@ -19,7 +19,7 @@ var layers = map[string]int{
 	"errdefs": 1, "undo": 1, "sys": 1,
 	"build/graph": 2,
 	"content": 2, "reference": 2, "pathrs": 2, "userns": 2, "cgroup": 2,
-	"build/frontend": 3,
+	"build/frontend": 3, "build/tree": 3,
 	"archive": 3, "registry": 3, "volume": 3, "network": 3, "mount": 3, "runtime/monitor/logfile": 3,
 	"build/dockerfile": 4,
 	"snapshot": 4, "spec": 4, "runtime/seccomp": 4, "runtime/monitor": 4,

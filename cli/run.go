@@ -14,6 +14,7 @@ import (
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/runtime/monitor"
+	"github.com/onggi/onggi/sys"
 	"github.com/onggi/onggi/undo"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -261,7 +262,10 @@ func (r *running) run(parent context.Context, f *containerFlags, cfg engine.Conf
 	}
 	ctx, cancel := context.WithCancel(parent)
 	defer cancel()
-	stop := r.listen(cancel)
+	stop, err := r.listen(cancel)
+	if err != nil {
+		return err
+	}
 	defer stop()
 
 	if isHello(cfg.Image) {
@@ -334,7 +338,10 @@ func joined(err, undoing error) error {
 func (r *running) start(parent context.Context, e *engine.Engine) error {
 	ctx, cancel := context.WithCancel(parent)
 	defer cancel()
-	stop := r.listen(cancel)
+	stop, err := r.listen(cancel)
+	if err != nil {
+		return err
+	}
 	defer stop()
 	if r.tty {
 		if err := r.toRaw(); err != nil {
@@ -468,49 +475,52 @@ func (r *running) restore() {
 
 // proxied are the signals that are sent on: all that end or steer a program. Not SIGCHLD, SIGPIPE, SIGURG and SIGWINCH,
 // which are about this process, and not the terminal's stop signals, which stop this client and not the container.
-func proxied() []os.Signal {
-	list := []os.Signal{
+func proxied() []syscall.Signal {
+	list := []syscall.Signal{
 		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGABRT, syscall.SIGUSR1, syscall.SIGUSR2,
 		syscall.SIGALRM, syscall.SIGTERM, syscall.SIGVTALRM, syscall.SIGIO, syscall.SIGPWR,
 	}
-	for n := 34; n <= 64; n++ { // the real-time signals that the C library leaves to programs, signal(7)
-		list = append(list, syscall.Signal(n))
+	for n := syscall.Signal(34); n <= 64; n++ { // the real-time signals that the C library leaves to programs, signal(7)
+		list = append(list, n)
 	}
 	return list
 }
 
 // ending are the signals that ask a client to end.
-func ending() []os.Signal {
-	return []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT}
+func ending() []syscall.Signal {
+	return []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT}
 }
 
 // listen begins to catch signals. Until the container runs they cancel what has been begun, and are kept for it in case
 // it was too late to cancel. A signal that the parent had this process ignore (nohup, a background job) stays ignored.
-func (r *running) listen(cancel context.CancelFunc) (stop func()) {
+func (r *running) listen(cancel context.CancelFunc) (stop func(), err error) {
 	want := ending()
 	if r.sigProxy {
 		want = proxied()
 	}
-	var list []os.Signal
+	var list []syscall.Signal
 	for _, s := range want {
 		if !signal.Ignored(s) {
 			list = append(list, s)
 		}
 	}
-	c := make(chan os.Signal, 128)
-	signal.Notify(c, list...)
-	done := make(chan struct{})
+	c, err := sys.Catch(false, list...)
+	if err != nil {
+		return nil, &errdefs.Error{Op: "catch", What: "signals", Kind: errdefs.KindOf(err), Err: err}
+	}
 	go func() {
+		var b [64]byte
 		for {
-			select {
-			case s := <-c:
-				r.signal(s.(syscall.Signal), cancel)
-			case <-done:
+			n, err := c.Read(b[:])
+			if err != nil {
 				return
+			}
+			for _, s := range b[:n] {
+				r.signal(syscall.Signal(s), cancel)
 			}
 		}
 	}()
-	return func() { signal.Stop(c); close(done) }
+	return c.Release, nil
 }
 
 // signal is what one signal does.

@@ -2,10 +2,9 @@ package main
 
 import (
 	"os"
-	"os/signal"
 	"sync"
-	"syscall"
 
+	"github.com/onggi/onggi/sys"
 	"golang.org/x/sys/unix"
 )
 
@@ -74,21 +73,29 @@ func (r *relay) stop() {
 	})
 }
 
-// forwardSignals passes on what users and service managers send to the runtime.
+// forwardSignals passes on what users and service managers send to the runtime. Where they cannot be caught (there are
+// no descriptors left) they end the runtime, as they end any program.
 func forwardSignals(send func(int) error, r *relay) (stop func()) {
-	c := make(chan os.Signal, 16)
-	signal.Notify(c, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT,
+	c, err := sys.Catch(false, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT,
 		unix.SIGALRM, unix.SIGWINCH)
+	if err != nil {
+		return func() {}
+	}
 	go func() {
-		for s := range c {
-			if s == unix.SIGWINCH && r != nil {
-				r.resize()
-				continue
+		var b [64]byte
+		for {
+			n, err := c.Read(b[:])
+			if err != nil {
+				return
 			}
-			if n, ok := s.(syscall.Signal); ok {
-				_ = send(int(n))
+			for _, s := range b[:n] {
+				if unix.Signal(s) == unix.SIGWINCH && r != nil {
+					r.resize()
+					continue
+				}
+				_ = send(int(s))
 			}
 		}
 	}()
-	return func() { signal.Stop(c) }
+	return c.Release
 }

@@ -39,11 +39,13 @@ const (
 	parkTime    = 50 * time.Millisecond // how long to wait for the goroutines
 )
 
-var caught = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2}
+var caught = []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2}
 
 // catch makes signals harmless. They are caught and thrown away, not ignored: an ignored signal would stay ignored in the
 // container (execve(2)).
-func catch() { signal.Notify(make(chan os.Signal, 1), caught...) }
+func catch() {
+	_, _ = sys.Catch(true, caught...) // it fails for numbers that are no signals
+}
 
 // settle is done once when the container runs, off everybody's way: it gives back the memory that setting up took.
 func (s *server) settle() {
@@ -118,7 +120,9 @@ func (s *server) renew() error {
 		}
 	}
 	if err == nil {
-		signal.Ignore(caught...) // until Resume catches them
+		for _, c := range caught {
+			signal.Ignore(c) // until Resume catches them
+		}
 		err = syscall.Exec("/proc/self/exe", []string{"onggi-runtime", "monitor", "--resume", strconv.Itoa(fd), s.cfg.ID}, os.Environ())
 		catch()
 	}

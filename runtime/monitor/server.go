@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/runtime/monitor/logfile"
+	"github.com/onggi/onggi/sys"
 	"github.com/onggi/onggi/undo"
 	"golang.org/x/sys/unix"
 )
@@ -673,13 +673,18 @@ func (s *server) watch(pid int) {
 
 // reap reaps what the container's processes leave behind: the monitor is their subreaper.
 func (s *server) reap() {
-	ch := make(chan os.Signal, 1)
-	signal.Notify(ch, unix.SIGCHLD)
+	c, err := sys.Catch(false, unix.SIGCHLD)
+	if err != nil {
+		return // there are no descriptors left; the first process is waited for by its own
+	}
+	var b [64]byte
 	for {
 		s.reaping.Lock()
 		reapOrphans(s.pid)
 		s.reaping.Unlock()
-		<-ch
+		if _, err := c.Read(b[:]); err != nil {
+			return
+		}
 	}
 }
 

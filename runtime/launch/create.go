@@ -808,6 +808,11 @@ func (k *creation) ready(ctx context.Context) error {
 		}
 		k.c.console = f
 	}
+	if f := k.plan.Filter; f != nil && f.Notify {
+		if err := k.c.serveListener(k.plan, k.c.control, runspec.StateCreating, k.spec.Linux.Seccomp); err != nil {
+			return err
+		}
+	}
 	if k.in.Fds.Gate < 0 {
 		return nil // Start reads the rest
 	}

@@ -110,7 +110,9 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 	if in.Filter, err = c.filter(); err != nil {
 		return nil, err
 	}
-	if in.Filter != nil {
+	if in.Filter == nil {
+		linux.Seccomp = nil
+	} else if linux.Seccomp == nil {
 		linux.Seccomp = &runspec.LinuxSeccomp{}
 	}
 	in.Facts.Held, in.Facts.LastCap = held()
@@ -183,6 +185,16 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 			a.cgroup = int(d.Fd())
 		}
 	}
+	control := -1 // only for a filter with a listener
+	if in.Filter != nil && in.Filter.Notify {
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return nil, err
+		}
+		control = p[1]
+		defer unix.Close(control) //nolint:errcheck // one byte was written or not
+		in.Fds.Control = len(a.fds)
+		a.fds = append(a.fds, keep(p[0]))
+	}
 	if a.plan, err = plan.BuildExec(in); err != nil {
 		return nil, err
 	}
@@ -208,6 +220,16 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 			return nil, err
 		}
 	}
+	if control >= 0 {
+		if err := child.serveListener(a.plan, control, r.status(), linux.Seccomp); err != nil {
+			_ = unix.Kill(pid, unix.SIGKILL)
+			reap(pid)
+			if proc.console != nil {
+				_ = proc.console.Close()
+			}
+			return nil, err
+		}
+	}
 	if _, err := child.read(a.plan); err != nil {
 		if proc.console != nil {
 			_ = proc.console.Close()
@@ -227,7 +249,7 @@ func (c *Container) filter() (*seccomp.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &seccomp.Program{Flags: c.record.Flags, Filter: make([]seccomp.Instruction, len(b)/8)}
+	p := &seccomp.Program{Flags: c.record.Flags, Notify: c.record.Flags&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER != 0, Filter: make([]seccomp.Instruction, len(b)/8)}
 	for i := range p.Filter {
 		x := b[8*i:]
 		p.Filter[i] = seccomp.Instruction{Code: binary.LittleEndian.Uint16(x), Jt: x[2], Jf: x[3], K: binary.LittleEndian.Uint32(x[4:])}

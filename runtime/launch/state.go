@@ -39,10 +39,14 @@ type record struct {
 
 // kept is the part of linux that also holds for processes which join the container later; nil when there is none.
 func kept(l *runspec.Linux) *runspec.Linux {
-	if l.Personality == nil && l.MemoryPolicy == nil {
+	k := &runspec.Linux{Personality: l.Personality, MemoryPolicy: l.MemoryPolicy}
+	if l.Seccomp != nil && l.Seccomp.ListenerPath != "" { // the filter is kept compiled
+		k.Seccomp = &runspec.LinuxSeccomp{ListenerPath: l.Seccomp.ListenerPath, ListenerMetadata: l.Seccomp.ListenerMetadata}
+	}
+	if k.Personality == nil && k.MemoryPolicy == nil && k.Seccomp == nil {
 		return nil
 	}
-	return &runspec.Linux{Personality: l.Personality, MemoryPolicy: l.MemoryPolicy}
+	return k
 }
 
 const (

@@ -75,18 +75,20 @@ type Input struct {
 // Messages on the report descriptor are two words: one of these and a value, or the address of a failed operation and
 // its errno.
 const (
-	MessageReady   = 1 // the container's namespaces and mounts are there; hooks may run; Control continues
-	MessageCreated = 2 // waiting at the gate
-	MessagePid     = 4 // the value is the first process's pid: it was cloned inside a joined user namespace
-	MessageTimes   = 3 // followed by Plan.Times words: nanoseconds of the monotonic clock
+	MessageReady    = 1 // the container's namespaces and mounts are there; hooks may run; Control continues
+	MessageCreated  = 2 // waiting at the gate
+	MessagePid      = 4 // the value is the first process's pid: it was cloned inside a joined user namespace
+	MessageListener = 5 // the value is the descriptor of the filter's listener in the process; Control continues
+	MessageTimes    = 3 // followed by Plan.Times words: nanoseconds of the monotonic clock
 )
 
 // Bytes on the control and gate descriptors: a permission each.
 const (
-	AllowMapped = 'm' // the user namespace's id maps are written
-	AllowGo     = 'g' // the container is recorded and its control group is made
-	AllowHooked = 'h' // the hooks of MessageReady have run
-	AllowStart  = 's' // execute the command
+	AllowMapped   = 'm' // the user namespace's id maps are written
+	AllowGo       = 'g' // the container is recorded and its control group is made
+	AllowHooked   = 'h' // the hooks of MessageReady have run
+	AllowListened = 'l' // the agent has the listener
+	AllowStart    = 's' // execute the command
 )
 
 // Plan is a compiled program. Its parts are at the addresses of package sys.
@@ -236,8 +238,8 @@ func Supported(s *runspec.Spec) error {
 	if err := supportedClocks(l); err != nil {
 		return err
 	}
-	if l.Seccomp != nil && (l.Seccomp.ListenerPath != "" || l.Seccomp.ListenerMetadata != "") {
-		return unsupported("linux.seccomp.listenerPath", "seccomp notification is not supported yet")
+	if l.Seccomp != nil && l.Seccomp.ListenerPath == "" && l.Seccomp.ListenerMetadata != "" {
+		return invalid("linux.seccomp.listenerMetadata", "there is no listenerPath to send it to")
 	}
 	seen, joined := uint64(0), uint64(0)
 	for _, n := range l.Namespaces {

@@ -206,10 +206,13 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		"linux.personality.flags": func(s *runspec.Spec) {
 			s.Linux.Personality = &runspec.LinuxPersonality{Domain: "LINUX", Flags: []runspec.LinuxPersonalityFlag{"X"}}
 		},
-		"linux.netDevices":           func(s *runspec.Spec) { s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"eth0": {}} },
-		"linux.timeOffsets":          func(s *runspec.Spec) { s.Linux.TimeOffsets = map[string]runspec.LinuxTimeOffset{"boottime": {}} },
-		"linux.seccomp.listenerPath": func(s *runspec.Spec) { s.Linux.Seccomp = &runspec.LinuxSeccomp{ListenerPath: "/x"} },
-		"linux.namespaces":           func(s *runspec.Spec) { s.Linux.Namespaces[0].Type = "spoon" },
+		"linux.netDevices":               func(s *runspec.Spec) { s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"eth0": {}} },
+		"linux.timeOffsets":              func(s *runspec.Spec) { s.Linux.TimeOffsets = map[string]runspec.LinuxTimeOffset{"boottime": {}} },
+		"linux.seccomp.listenerMetadata": func(s *runspec.Spec) { s.Linux.Seccomp = &runspec.LinuxSeccomp{ListenerMetadata: "/x"} },
+		"linux.seccomp.listenerPath": func(s *runspec.Spec) {
+			s.Linux.Seccomp = &runspec.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", Syscalls: []runspec.LinuxSyscall{{Names: []string{"mkdir"}, Action: "SCMP_ACT_NOTIFY"}}}
+		},
+		"linux.namespaces": func(s *runspec.Spec) { s.Linux.Namespaces[0].Type = "spoon" },
 		"linux.timeOffsets[boottime].nanosecs": func(s *runspec.Spec) {
 			s.Linux.Namespaces[0].Type = "time"
 			s.Linux.TimeOffsets = map[string]runspec.LinuxTimeOffset{"boottime": {Nanosecs: 1e9}}

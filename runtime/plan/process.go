@@ -85,6 +85,17 @@ func (c *compiler) process() error {
 	c.phase("process")
 	if c.in.Fds.Gate >= 0 {
 		c.find(p)
+	}
+	if filter != nil && filter.Notify {
+		// The agent gets its listener as part of create, as with runc; a reaper comes under the filter too.
+		c.load(filter)
+		if bare && caps.permitted&(1<<unix.CAP_SYS_ADMIN) == 0 {
+			c.capset(&caps, "and drop CAP_SYS_ADMIN")
+			c.raiseAmbient(&caps)
+		}
+		filter, bare = nil, false
+	}
+	if c.in.Fds.Gate >= 0 {
 		c.op(unix.SYS_PRCTL, "name the process", "", num(unix.PR_SET_NAME), c.s("onggi-created"))
 		c.sendTimes()
 		c.tell(MessageCreated, "that the container is created")
@@ -306,8 +317,8 @@ func (c *compiler) compileFilter() (*seccomp.Program, error) {
 			return nil, err
 		}
 	}
-	if f.Notify {
-		return nil, unsupported("linux.seccomp", "the action SCMP_ACT_NOTIFY is not supported yet")
+	if f.Notify && c.linux.Seccomp.ListenerPath == "" {
+		return nil, invalid("linux.seccomp.listenerPath", "SCMP_ACT_NOTIFY needs the path of an agent's socket")
 	}
 	c.filter = f
 	return f, nil
@@ -319,7 +330,14 @@ func (c *compiler) load(f *seccomp.Program) {
 		b = append(b, byte(i.Code), byte(i.Code>>8), i.Jt, i.Jf, byte(i.K), byte(i.K>>8), byte(i.K>>16), byte(i.K>>24))
 	}
 	prog := c.put(b)
-	c.op(unix.SYS_SECCOMP, "load the seccomp filter", "", num(unix.SECCOMP_SET_MODE_FILTER), word(uint64(f.Flags)), buf(c.words(uint64(len(f.Filter)), prog)))
+	loaded := c.op(unix.SYS_SECCOMP, "load the seccomp filter", "", num(unix.SECCOMP_SET_MODE_FILTER), word(uint64(f.Flags)), buf(c.words(uint64(len(f.Filter)), prog)))
+	if f.Notify {
+		// From here on any call may wait for the agent, but for the write that gets the agent its descriptor.
+		message := c.words(MessageListener, 0)
+		loaded.Dst = message + 8
+		c.op(unix.SYS_WRITE, "report", "the seccomp listener", num(c.in.Fds.Report), buf(message), num(16))
+		c.await(c.in.Fds.Control, "the agent has the seccomp listener", AllowListened)
+	}
 	mode := c.cell()
 	o := c.op(unix.SYS_PRCTL, "read back the seccomp mode", "", num(unix.PR_GET_SECCOMP))
 	o.Dst, o.ErrMask = uint64(mode), anyErrno

@@ -41,6 +41,7 @@ type app struct {
 
 	root, runRoot string
 	debug         bool
+	offline       bool // no registry is to be asked
 
 	engine *engine.Engine
 	caught syscall.Signal // the signal that ended a command's context, 0 if none

@@ -94,7 +94,7 @@ func (p *progress) event(e image.Progress) {
 }
 
 // plainStatus selects what a log of a transfer tells, as docker's does without a terminal.
-func plainStatus(s string) bool { return s != "Downloading" && s != "Extracting" }
+func plainStatus(s string) bool { return s != "Downloading" && s != "Extracting" && s != "Pushing" }
 
 func (p *progress) find(id string) *transfer {
 	for _, t := range p.layers {
@@ -176,7 +176,7 @@ func (p *progress) lines(width, height int, last bool) []string {
 		case t.finished():
 			finished++
 			done += t.total
-		case t.status == "Downloading":
+		case t.status == "Downloading", t.status == "Pushing":
 			done += t.done
 			speed += t.rate.value
 		case t.status != "Pulling fs layer" && t.status != "Waiting": // it is here, and being checked or unpacked
@@ -207,13 +207,17 @@ func (p *progress) lines(width, height int, last bool) []string {
 }
 
 func (t *transfer) finished() bool {
-	return t.status == "Pull complete" || t.status == "Already exists"
+	switch t.status {
+	case "Pull complete", "Already exists", "Pushed", "Layer already exists":
+		return true
+	}
+	return strings.HasPrefix(t.status, "Mounted from ")
 }
 
 // line is one layer: its id, its state, and while bytes move a bar, their count, their rate and the time left.
 func (t *transfer) line(width int, p painter) string {
 	head := t.id + ": " + printable(t.status)
-	moving := t.status == "Downloading" || t.status == "Extracting"
+	moving := !plainStatus(t.status)
 	if !moving {
 		head = shorten(head, width-1)
 		if t.finished() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/onggi/onggi/engine"
@@ -17,14 +16,18 @@ import (
 
 func buildPull(a *app, c *cobra.Command) {
 	var (
-		quiet     bool
-		platform  string
-		plainHTTP []string
+		quiet, all, referrers bool
+		platform              string
+		plainHTTP             []string
 	)
 	c.Use = "pull [FLAGS] IMAGE"
 	c.Long = `Bring an image in from its registry, by tag or by digest. Layers come at the same time and are unpacked while they
 arrive; what is here already is not fetched again. Every byte is checked against its digest. Registries are reached by
-TLS; without it only on loopback addresses, and where --plain-http allows it.`
+TLS; without it only on loopback addresses, and where --plain-http or a rule allows it.
+
+Mirrors, certificates and other rules for registries are read from hosts.toml files (/etc/onggi/certs.d,
+/etc/containerd/certs.d), docker's /etc/docker/certs.d, and registries.conf (/etc/containers, ~/.config/containers); logins from
+docker's config.json and podman's auth.json.`
 	c.Example = `  onggi pull debian:12
   onggi pull --platform linux/arm64 debian:12
   onggi pull 127.0.0.1:5000/team/app@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
@@ -32,6 +35,8 @@ TLS; without it only on loopback addresses, and where --plain-http allows it.`
 	f := c.Flags()
 	f.BoolVarP(&quiet, "quiet", "q", false, "print nothing but the image's name")
 	f.StringVar(&platform, "platform", "", "choose the image for `os/arch[/variant]` (default this host's)")
+	f.BoolVar(&all, "all-platforms", false, "bring in the images for all platforms, side by side under one name")
+	f.BoolVar(&referrers, "with-referrers", false, "bring in what refers to the image, too: signatures, SBOMs, attestations")
 	f.StringArrayVar(&plainHTTP, "plain-http", nil, "reach this `registry` (host:port) without TLS")
 	c.Args = takes(1, 1, "the name of an image")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -40,6 +45,9 @@ TLS; without it only on loopback addresses, and where --plain-http allows it.`
 			var err error
 			if p, err = parsePlatform(platform); err != nil {
 				return reading("--platform", platform, err)
+			}
+			if all {
+				return badFlag("--platform", platform, "it is one platform, and --all-platforms are all", "leave one of them out")
 			}
 		}
 		e, err := a.open()
@@ -56,7 +64,8 @@ TLS; without it only on loopback addresses, and where --plain-http allows it.`
 		if err != nil {
 			return err
 		}
-		if _, err := a.pull(ctx, e, args[0], p, plainHTTP, to); err != nil {
+		o := image.PullOptions{Platform: p, AllPlatforms: all, Referrers: referrers}
+		if _, err := a.pull(ctx, e, args[0], o, plainHTTP, to); err != nil {
 			return err
 		}
 		return a.print(ref.String() + "\n")
@@ -75,7 +84,7 @@ func (a *app) puller(e *engine.Engine, cfg *engine.Config, quiet bool) engine.Pu
 		} else if cfg.Pull != "always" {
 			fmt.Fprintf(a.err, "Unable to find image '%s' locally\n", printable(familiar(name)))
 		}
-		return a.pull(ctx, e, name, cfg.Platform, nil, to)
+		return a.pull(ctx, e, name, image.PullOptions{Platform: cfg.Platform}, nil, to)
 	}
 }
 
@@ -87,7 +96,7 @@ func familiar(name string) string {
 }
 
 // pull brings an image in and tells of it on to, which may be nil.
-func (a *app) pull(ctx context.Context, e *engine.Engine, name string, p *ocispec.Platform, plainHTTP []string, to *os.File) (*image.Image, error) {
+func (a *app) pull(ctx context.Context, e *engine.Engine, name string, o image.PullOptions, plainHTTP []string, to *os.File) (*image.Image, error) {
 	ref, err := reference.Parse(name)
 	if err != nil {
 		return nil, err
@@ -107,10 +116,8 @@ func (a *app) pull(ctx context.Context, e *engine.Engine, name string, p *ocispe
 	if old, err := store.Get(ref.String()); err == nil {
 		before = old.Target.Digest.String()
 	}
-	o := image.PullOptions{Platform: p, Registry: registry.New(registry.Options{
-		PlainHTTP: plainHTTP, UserAgent: "onggi/" + Version,
-		Credentials: registry.DockerCredentials(dockerConfigDir()),
-	})}
+	o.Registry = registry.New(a.registryOptions(plainHTTP))
+	defer o.Registry.Close()
 	if to == nil {
 		return store.Pull(ctx, ref, o)
 	}
@@ -133,16 +140,4 @@ func (a *app) pull(ctx context.Context, e *engine.Engine, name string, p *ocispe
 		fmt.Fprintf(to, "Status: Downloaded newer image for %s\n", ref.Familiar())
 	}
 	return img, nil
-}
-
-// dockerConfigDir is where docker keeps what it is logged in with, or "".
-func dockerConfigDir() string {
-	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
-		return dir
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return ""
-	}
-	return filepath.Join(home, ".docker")
 }

@@ -42,6 +42,9 @@ func commands() []command {
 		{"inspect", "Print all that is known about containers or images", groupLook, buildInspect},
 		{"diff", "List what a container has otherwise than its image", groupLook, buildDiff},
 		{"pull", "Bring an image in from a registry", groupImages, buildPull},
+		{"push", "Bring an image into a registry", groupImages, buildPush},
+		{"login", "Log in at a registry", groupImages, buildLogin},
+		{"logout", "Forget a registry's login", groupImages, buildLogout},
 		{"images", "List images", groupImages, buildImages},
 		{"tag", "Give an image another name", groupImages, buildTag},
 		{"rmi", "Remove images", groupImages, buildRmi},
@@ -88,6 +91,8 @@ directories, and you have another store beside the first.`,
 	f.StringVar(&a.root, "root", os.Getenv("ONGGI_ROOT"), "`directory` of images and containers (ONGGI_ROOT; default /var/lib/onggi)")
 	f.StringVar(&a.runRoot, "run-root", os.Getenv("ONGGI_RUN_ROOT"), "`directory` of what a reboot may take (ONGGI_RUN_ROOT; default /run/onggi)")
 	f.BoolVar(&a.debug, "debug", false, "print paths, phases and the causes of errors on stderr")
+	f.BoolVar(&a.offline, "offline", os.Getenv("ONGGI_OFFLINE") != "" && os.Getenv("ONGGI_OFFLINE") != "0", "ask no registry for anything (ONGGI_OFFLINE)")
+	f.Lookup("offline").DefValue = "false"
 	f.Lookup("root").DefValue, f.Lookup("run-root").DefValue = "", ""
 	root.Flags().SetInterspersed(false)
 	root.SetFlagErrorFunc(flagError)

@@ -192,6 +192,26 @@ func (s *Store) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 	return &verified{f: f, want: desc.Digest, left: size, h: NewHash(desc.Digest)}, nil
 }
 
+// Blob is a blob that is read at any offset, and not verified: whoever takes the bytes checks them (a registry that is
+// sent a layer does).
+type Blob struct {
+	*os.File
+	Size int64
+}
+
+// OpenAt opens a blob for reading at any offset. The size is compared with desc's unless that is -1.
+func (s *Store) OpenAt(desc ocispec.Descriptor) (*Blob, error) {
+	f, size, err := s.open(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if desc.Size >= 0 && size != desc.Size {
+		_ = f.Close()
+		return nil, corrupt(desc.Digest, fmt.Sprintf("it has %d bytes instead of %d", size, desc.Size))
+	}
+	return &Blob{f, size}, nil
+}
+
 func (s *Store) open(d digest.Digest) (*os.File, int64, error) {
 	p, err := s.Path(d)
 	if err != nil {

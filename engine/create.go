@@ -190,7 +190,11 @@ func (e *Engine) present(c Config) (*image.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := store.Get(c.Image)
+	want := image.HostPlatform()
+	if c.Platform != nil {
+		want = *c.Platform
+	}
+	img, err := store.GetPlatform(c.Image, want)
 	if err != nil {
 		return nil, err
 	}

@@ -355,3 +355,16 @@ func ociArchive(docs map[digest.Digest][]byte, entries ...ocispec.Descriptor) []
 	files = append(files, file{"index.json", string(idx)}, file{"oci-layout", `{"imageLayoutVersion":"1.0.0"}`})
 	return tarOf(files...)
 }
+
+func loopback(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	return l
+}
+
+func credential(user, password string) func(context.Context, string) (registry.Credential, error) {
+	return func(context.Context, string) (registry.Credential, error) {
+		return registry.Credential{Username: user, Password: password}, nil
+	}
+}

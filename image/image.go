@@ -65,8 +65,12 @@ type Image struct {
 // PullOptions of Pull.
 type PullOptions struct {
 	Platform *ocispec.Platform // nil: the host's
-	Registry *registry.Client
-	Progress func(Progress) // called from several goroutines; may be nil
+	// AllPlatforms brings in every image of an index, side by side, and its attestations.
+	AllPlatforms bool
+	// Referrers brings in what refers to the image, too: signatures, SBOMs.
+	Referrers bool
+	Registry  *registry.Client
+	Progress  func(Progress) // called from several goroutines; may be nil
 }
 
 // Progress is one event of a transfer. A layer's Downloading and Extracting events come at most every 100 ms.
@@ -77,10 +81,15 @@ type Progress struct {
 	Total  int64  // bytes; 0 unknown
 }
 
-// Get finds an image by name, by full or unambiguous short id (>= 3 hex digits), or by repository@digest. NotFound.
-func (s *Store) Get(nameOrID string) (*Image, error) {
+// Get finds an image by name, by full or unambiguous short id (>= 3 hex digits), or by repository@digest. NotFound. Of
+// the images for several platforms that have one name it returns the one that serves this host best.
+func (s *Store) Get(nameOrID string) (*Image, error) { return s.GetPlatform(nameOrID, HostPlatform()) }
+
+// GetPlatform is Get for another platform. An image for a third platform is returned when there is no better one: the
+// caller looks at Config.Platform.
+func (s *Store) GetPlatform(nameOrID string, want ocispec.Platform) (*Image, error) {
 	for try := 0; ; try++ {
-		img, err := s.get(nameOrID)
+		img, err := s.get(nameOrID, want)
 		// Between the index and the blob another process may have removed the image, or given the name to another.
 		if err != nil && try == 0 && errdefs.Is(err, errdefs.NotFound) {
 			continue
@@ -89,8 +98,8 @@ func (s *Store) Get(nameOrID string) (*Image, error) {
 	}
 }
 
-func (s *Store) get(nameOrID string) (*Image, error) {
-	idx, err := s.find(nameOrID)
+func (s *Store) get(nameOrID string, want ocispec.Platform) (*Image, error) {
+	idx, err := s.find(nameOrID, want)
 	if err != nil {
 		return nil, err
 	}
@@ -150,11 +159,21 @@ func (s *Store) Tag(nameOrID string, ref reference.Reference) error {
 		}
 	}
 	return s.change(context.Background(), func(idx index) (index, error) {
-		found, err := idx.find(nameOrID)
+		found, err := idx.find(nameOrID, HostPlatform())
 		if err != nil {
 			return nil, err
 		}
-		return idx.name(ref.String(), found[0]), nil
+		next := idx.name(ref.String(), found[0])
+		if found[0].named(nameOrID) { // all platforms of the name
+			if from, err := reference.Parse(found[0].name); err == nil {
+				for _, e := range idx.platforms(from) {
+					if e.besides(found[0]) {
+						next = next.name(ref.String(), e)
+					}
+				}
+			}
+		}
+		return next, nil
 	})
 }
 

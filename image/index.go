@@ -279,21 +279,24 @@ func (s *Store) writeIndex(idx index) error {
 }
 
 // name gives the image of e the name, taking it from whichever entry had it; an image that loses its last name stays as
-// a dangling one, and a dangling entry of e's image goes.
+// a dangling one, and a dangling entry of e's image goes. Images for other platforms that are of the same index keep
+// the name beside it: a name means one index.
 func (idx index) name(name string, e entry) index {
 	e.name = name
 	e.desc.Annotations = maps.Clone(e.desc.Annotations)
 	e.stamp()
 	out := make(index, 0, len(idx)+1)
-	var loser *entry
+	var losers index
 	done := false
-	for i, old := range idx {
+	for _, old := range idx {
 		switch {
-		case name != "" && old.name == name:
+		case name != "" && old.name == name && !old.besides(e):
 			if old.desc.Digest != e.desc.Digest {
-				loser = &idx[i]
+				losers = append(losers, old)
 			}
-			out, done = append(out, e), true
+			if !done {
+				out, done = append(out, e), true
+			}
 		case old.name == "" && old.desc.Digest == e.desc.Digest:
 		default:
 			out = append(out, old)
@@ -302,18 +305,58 @@ func (idx index) name(name string, e entry) index {
 	if !done && (name != "" || !slices.ContainsFunc(out, func(o entry) bool { return o.desc.Digest == e.desc.Digest })) {
 		out = append(out, e)
 	}
-	if loser != nil && !slices.ContainsFunc(out, func(o entry) bool { return o.desc.Digest == loser.desc.Digest }) {
-		l := *loser
-		l.name = ""
-		l.stamp()
-		out = append(out, l)
+	for _, l := range losers {
+		if l.id != "" && !slices.ContainsFunc(out, func(o entry) bool { return o.desc.Digest == l.desc.Digest }) {
+			l.name = ""
+			l.stamp()
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// besides reports whether two entries are images for different platforms out of one index.
+func (e entry) besides(o entry) bool {
+	return e.target.Digest == o.target.Digest && e.target.Digest != e.desc.Digest && e.desc.Digest != o.desc.Digest &&
+		o.target.Digest != o.desc.Digest
+}
+
+// best returns the entry for which is holds, the one that serves the platform best when there are several.
+func (idx index) best(want ocispec.Platform, is func(entry) bool) (entry, bool) {
+	var hit *entry
+	most := -1
+	for i, e := range idx {
+		if e.id == "" || !is(e) {
+			continue
+		}
+		r := 0
+		if e.desc.Platform != nil {
+			r = rank(want, *e.desc.Platform)
+		}
+		if r > most {
+			hit, most = &idx[i], r
+		}
+	}
+	if hit == nil {
+		return entry{}, false
+	}
+	return *hit, true
+}
+
+// platforms returns the entries that the name ref has: one for each platform.
+func (idx index) platforms(ref reference.Reference) index {
+	var out index
+	for _, e := range idx {
+		if e.id != "" && e.name == ref.String() {
+			out = append(out, e)
+		}
 	}
 	return out
 }
 
 // find returns the entries of the image that nameOrID means: first the one that matched, then its other names.
-func (idx index) find(nameOrID string) (index, error) {
-	match, err := idx.match(nameOrID)
+func (idx index) find(nameOrID string, want ocispec.Platform) (index, error) {
+	match, err := idx.match(nameOrID, want)
 	if err != nil {
 		return nil, err
 	}
@@ -327,7 +370,7 @@ func (idx index) find(nameOrID string) (index, error) {
 }
 
 // match finds what docker would: a name, a repository@digest, an id, the beginning of an id.
-func (idx index) match(nameOrID string) (entry, error) {
+func (idx index) match(nameOrID string, want ocispec.Platform) (entry, error) {
 	prefix := strings.TrimPrefix(nameOrID, "sha256:")
 	isID := len(prefix) >= 3 && len(prefix) <= 64 && strings.Trim(prefix, "0123456789abcdef") == ""
 	fullID := isID && len(prefix) == 64
@@ -341,10 +384,8 @@ func (idx index) match(nameOrID string) (entry, error) {
 			func(e entry) bool { return e.name == name },
 			func(e entry) bool { return ref.Digest != "" && e.hasDigest(ref) },
 		} {
-			for _, e := range idx {
-				if e.id != "" && is(e) {
-					return e, nil
-				}
+			if e, ok := idx.best(want, is); ok {
+				return e, nil
 			}
 		}
 	}
@@ -384,17 +425,17 @@ func (e entry) hasDigest(ref reference.Reference) bool {
 }
 
 // find is index.find on the store's index, decoding only the lines that can matter when nameOrID is a plain name.
-func (s *Store) find(nameOrID string) (index, error) {
+func (s *Store) find(nameOrID string, want ocispec.Platform) (index, error) {
 	b, err := s.readIndexFile()
 	if err != nil {
 		return nil, err
 	}
 	if ref, err := reference.Parse(nameOrID); err == nil && ref.Digest == "" {
 		named, err := parseIndex(b, `"`+ref.String()+`"`)
-		if i := slices.IndexFunc(named, func(e entry) bool { return e.name == ref.String() && e.id != "" }); err == nil && i >= 0 {
+		if hit, ok := named.best(want, func(e entry) bool { return e.name == ref.String() }); err == nil && ok {
 			// Its other names have the same id.
-			if all, err := parseIndex(b, `"`+string(named[i].id)+`"`); err == nil {
-				return all.find(nameOrID)
+			if all, err := parseIndex(b, `"`+string(hit.id)+`"`); err == nil {
+				return all.find(nameOrID, want)
 			}
 		}
 	}
@@ -402,7 +443,7 @@ func (s *Store) find(nameOrID string) (index, error) {
 	if err != nil {
 		return nil, err
 	}
-	return all.find(nameOrID)
+	return all.find(nameOrID, want)
 }
 
 func (e entry) image() *Image {

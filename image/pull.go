@@ -52,7 +52,8 @@ func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions
 	defer steps.Undo(&err)
 
 	var target ocispec.Descriptor
-	if ref.Digest != "" {
+	more := o.AllPlatforms || o.Referrers // what an image that is here already may lack
+	if ref.Digest != "" && !more {
 		if img := s.unchanged(ref, ocispec.Descriptor{Digest: ref.Digest}, want); img != nil {
 			return img, nil
 		}
@@ -61,7 +62,7 @@ func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions
 	if err := steps.Do("resolve", resolve, nil); err != nil {
 		return nil, err
 	}
-	if img := s.unchanged(ref, target, want); img != nil {
+	if img := s.unchanged(ref, target, want); img != nil && !more {
 		return img, nil
 	}
 
@@ -70,10 +71,68 @@ func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions
 		return nil, err
 	}
 	b.source = &fromRegistry{c: o.Registry, ref: ref, turns: make(chan struct{}, maxFetches)}
-	if err := b.bring(ctx, steps, target); err != nil {
+	if o.AllPlatforms {
+		b, err = b.bringAll(ctx, steps, o.Registry, ref, target)
+	} else {
+		err = b.bring(ctx, steps, target)
+	}
+	if err != nil {
 		return nil, err
 	}
+	if o.Referrers {
+		fetch := func() error { _, err := b.bringReferrers(ctx, o.Registry, ref); return err }
+		if err := steps.Do("referrers", fetch, nil); err != nil {
+			return nil, err
+		}
+	}
 	return b.finish(steps)
+}
+
+// bringAll brings in all platforms of an index, and what else it lists, and returns the bringing of the one that serves
+// this host, or of the first.
+func (b *bringing) bringAll(ctx context.Context, steps *undo.Stack, c *registry.Client, ref reference.Reference, target ocispec.Descriptor) (*bringing, error) {
+	if err := b.lease.add(ctx, target.Digest); err != nil {
+		return nil, err
+	}
+	raw, err := b.document(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parseDocument(target.MediaType, raw)
+	if err != nil {
+		return nil, err
+	}
+	if doc.index == nil {
+		return b, b.bring(ctx, steps, target)
+	}
+	if target.MediaType == "" {
+		target.MediaType = ocispec.MediaTypeImageIndex
+	}
+	var best *bringing
+	for _, d := range doc.index.Manifests {
+		if isAttestation(d) {
+			if _, err := b.bringArtifact(ctx, c, ref, d); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		x := b.child(b.names)
+		x.explicit, x.small = false, nil
+		x.above = &smallBlob{target, raw}
+		if d.Platform != nil {
+			x.want = normal(*d.Platform)
+		}
+		if err := x.bring(ctx, steps, d); err != nil {
+			return nil, err
+		}
+		if best == nil || d.Platform != nil && rank(b.want, *d.Platform) > rank(b.want, best.config.Platform) {
+			best = x
+		}
+	}
+	if best == nil {
+		return nil, malformed("the index", "it lists no image")
+	}
+	return best, nil
 }
 
 // pullError says of every failure which pull it was.
@@ -99,7 +158,7 @@ func fixOf(err error) string {
 // unchanged returns the image if ref names target here already, for the wanted platform, with all its layers. Anything
 // that is not as it should be is a reason to pull.
 func (s *Store) unchanged(ref reference.Reference, target ocispec.Descriptor, want ocispec.Platform) *Image {
-	img, err := s.Get(ref.String())
+	img, err := s.GetPlatform(ref.String(), want)
 	if err != nil || img.Target.Digest != target.Digest && img.Manifest.Digest != target.Digest {
 		return nil
 	}
@@ -206,6 +265,7 @@ type bringing struct {
 	progress *progress
 	complete string // the last status of a layer
 	lease    *lease
+	above    *smallBlob // the index that this platform's image is from, when it was chosen before
 
 	target   ocispec.Descriptor
 	desc     ocispec.Descriptor // the manifest
@@ -277,6 +337,11 @@ func (b *bringing) fetchManifest(ctx context.Context) error {
 			if d.Digest == b.target.Digest {
 				b.target = b.desc
 			}
+			if b.above != nil {
+				b.target = b.above.desc
+				b.small = append([]smallBlob{*b.above}, b.small...)
+			}
+			b.desc.Annotations = nil
 			return nil
 		}
 		if b.target.MediaType == "" {
@@ -633,7 +698,7 @@ func (b *bringing) finish(steps *undo.Stack) (*Image, error) {
 // result looks the image up.
 func (b *bringing) result() (*Image, error) {
 	if len(b.names) > 0 {
-		return b.s.Get(b.names[0])
+		return b.s.GetPlatform(b.names[0], normal(b.config.Platform))
 	}
 	return b.s.Get(string(b.entry.id))
 }

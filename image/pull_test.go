@@ -162,7 +162,7 @@ func TestPullWithAPassword(t *testing.T) {
 	must(t, err)
 	tool(t, "skopeo", "copy", "-q", "--insecure-policy", "--dest-tls-verify=false", "--dest-creds", "jar:kimchi", "oci-archive:"+dir+"/in.tar", "docker://"+ref.String())
 	_, err = pull(t, s, ref)
-	if !errdefs.Is(err, errdefs.Unauthorized) || !strings.Contains(errdefs.FixOf(err), "docker login") {
+	if !errdefs.Is(err, errdefs.Unauthorized) || !strings.Contains(errdefs.FixOf(err), "onggi login") {
 		t.Errorf("without a password: %v (fix %q)", err, errdefs.FixOf(err))
 	}
 	wantNothing(t, s)

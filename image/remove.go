@@ -76,8 +76,10 @@ func (s *Store) Remove(ctx context.Context, nameOrID string, force bool, inUse f
 	}
 	err = steps.Do("collect", func() error {
 		deleted, err := s.collect(ctx, l.held, l)
-		if len(gone) > 0 {
-			out = append(out, Removed{Deleted: string(gone[0].id)})
+		for i, e := range gone {
+			if e.id != "" && !slices.ContainsFunc(gone[:i], func(o entry) bool { return o.id == e.id }) {
+				out = append(out, Removed{Deleted: string(e.id)})
+			}
 		}
 		for _, d := range deleted {
 			out = append(out, Removed{Deleted: string(d)})
@@ -92,11 +94,44 @@ func (s *Store) Remove(ctx context.Context, nameOrID string, force bool, inUse f
 
 // remove returns the index without what nameOrID means, the entries of an image that is gone with it, and what to say.
 func (idx index) remove(nameOrID string, force bool, inUse func(digest.Digest) bool) (next, gone index, said []Removed, err error) {
-	found, err := idx.find(nameOrID)
+	found, err := idx.find(nameOrID, HostPlatform())
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	hit := found[0]
+	hits := index{found[0]}
+	if found[0].named(nameOrID) { // a name goes with all its platforms
+		for _, e := range idx {
+			if e.name == found[0].name && e.besides(found[0]) {
+				hits = append(hits, e)
+			}
+		}
+	}
+	next = idx
+	for _, hit := range hits {
+		var g index
+		var s []Removed
+		if next, g, s, err = next.removeOne(nameOrID, hit, force, inUse); err != nil {
+			return nil, nil, nil, err
+		}
+		gone = append(gone, g...)
+		for _, r := range s {
+			if !slices.Contains(said, r) {
+				said = append(said, r)
+			}
+		}
+	}
+	next, orphans := next.withoutOrphans()
+	return next, append(gone, orphans...), said, nil
+}
+
+// removeOne removes the image of one entry, or only its name.
+func (idx index) removeOne(nameOrID string, hit entry, force bool, inUse func(digest.Digest) bool) (next, gone index, said []Removed, err error) {
+	found := index{hit}
+	for _, e := range idx {
+		if e.id == hit.id && (e.name != hit.name || e.desc.Digest != hit.desc.Digest) {
+			found = append(found, e)
+		}
+	}
 	conflict := func(why, fix string) (index, index, []Removed, error) {
 		return nil, nil, nil, &errdefs.Error{Op: "remove the image", What: nameOrID, Kind: errdefs.Conflict, Why: why, Fix: fix}
 	}
@@ -183,7 +218,7 @@ func (l *lease) note(ds []digest.Digest) error {
 // What is damaged or missing has no references: an image without its configuration cannot be run anyway.
 func (s *Store) references(e entry) ([]digest.Digest, error) {
 	all := []digest.Digest{e.desc.Digest, e.target.Digest}
-	config := e.id
+	configs := []digest.Digest{e.id}
 	docs := []ocispec.Descriptor{e.desc, e.target}
 	for i := 0; i < len(docs) && i < maxPlatforms; i++ {
 		b, err := s.content.ReadAll(ocispec.Descriptor{Digest: docs[i].Digest}, registry.MaxManifest)
@@ -194,10 +229,12 @@ func (s *Store) references(e entry) ([]digest.Digest, error) {
 		}
 		doc, err := parseDocument("", b)
 		switch {
-		case err != nil:
+		case err != nil: // no image: a signature, an attestation
+			all = append(all, blobsOf(b)...)
 		case doc.manifest != nil:
-			config = doc.manifest.Config.Digest
-			all = append(all, config)
+			if c := doc.manifest.Config.Digest; !slices.Contains(configs, c) {
+				configs = append(configs, c)
+			}
 			for _, l := range doc.manifest.Layers {
 				all = append(all, l.Digest)
 			}
@@ -210,15 +247,20 @@ func (s *Store) references(e entry) ([]digest.Digest, error) {
 			}
 		}
 	}
-	if config == "" {
-		return all, nil
-	}
-	b, err := s.content.ReadAll(ocispec.Descriptor{Digest: config}, maxConfig)
-	if ok, err := present(err); err != nil || !ok {
-		return all, err
-	}
-	if c, err := parseConfig(b); err == nil {
-		all = append(append(all, config), c.RootFS.DiffIDs...)
+	for _, config := range configs {
+		if config == "" {
+			continue
+		}
+		all = append(all, config)
+		b, err := s.content.ReadAll(ocispec.Descriptor{Digest: config}, maxConfig)
+		if ok, err := present(err); err != nil {
+			return nil, err
+		} else if !ok {
+			continue
+		}
+		if c, err := parseConfig(b); err == nil {
+			all = append(all, c.RootFS.DiffIDs...)
+		}
 	}
 	return all, nil
 }

@@ -71,7 +71,7 @@ func TestAmbiguousID(t *testing.T) {
 		return entry{desc: ocispec.Descriptor{Digest: d}, id: d}
 	}
 	idx := index{mk(1), mk(2)}
-	if _, err := idx.find("abc"); !errdefs.Is(err, errdefs.InvalidArgument) || !strings.Contains(err.Error(), "several images") {
+	if _, err := idx.find("abc", HostPlatform()); !errdefs.Is(err, errdefs.InvalidArgument) || !strings.Contains(err.Error(), "several images") {
 		t.Errorf("got %v", err)
 	}
 }

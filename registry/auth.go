@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/onggi/onggi/errdefs"
-	"github.com/onggi/onggi/reference"
 )
 
 // Credential is what to log in with. The zero value is anonymous.
@@ -38,63 +38,66 @@ func (a *authenticator) init() {
 	a.turn = make(chan struct{}, 1)
 }
 
-// authKey: a token is for one repository; so is the memory of it.
-func authKey(ref reference.Reference) string { return ref.Repository() }
-
-func (a *authenticator) header(ref reference.Reference) string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.headers[authKey(ref)]
+// authKey: a token is for one host, repository and purpose; so is the memory of it.
+func authKey(e *endpoint, n need) string {
+	return e.Scheme + "://" + e.Address + "/" + e.Repository + " " + n.String()
 }
 
-func (a *authenticator) set(ref reference.Reference, header string) {
+func (a *authenticator) header(key string) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.headers[authKey(ref)] = header
+	return a.headers[key]
+}
+
+func (a *authenticator) set(key, header string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.headers[key] = header
 }
 
 // logIn answers a 401: it obtains the header that the challenges ask for. used is the header that was refused.
-func (c *Client) logIn(ctx context.Context, ref reference.Reference, challenges []string, used string) error {
+func (c *Client) logIn(ctx context.Context, q request, e *endpoint, challenges []string, used string) error {
+	ref, key := q.ref, authKey(e, q.need)
 	select {
 	case c.auth.turn <- struct{}{}:
 		defer func() { <-c.auth.turn }()
 	case <-ctx.Done():
 		return &errdefs.Error{Op: "log in at", What: ref.Domain, Kind: errdefs.KindOf(ctx.Err()), Err: ctx.Err()}
 	}
-	if now := c.auth.header(ref); now != used {
+	if now := c.auth.header(key); now != used {
 		return nil // somebody did it meanwhile
 	}
 	fail := func(kind errdefs.Kind, why, fix string, err error) error {
-		return &errdefs.Error{Op: "log in at", What: "the registry " + ref.Domain, Kind: kind, Why: why, Fix: fix, Err: err}
+		return &errdefs.Error{Op: "log in at", What: e.name(), Kind: kind, Why: why, Fix: fix, Err: err}
 	}
 	all := parseChallenges(challenges)
 	if len(all) == 0 {
 		return fail(errdefs.Unauthorized, "it answers 401 and does not say how to log in", "check that it is a registry", nil)
 	}
-	cred, err := c.o.Credentials(ctx, ref.Domain)
+	cred, err := c.o.Credentials(ctx, e.credentialName(ref))
 	if err != nil {
 		return fail(errdefs.KindOf(err), "the credentials cannot be read", "", err)
 	}
 	for _, ch := range all {
 		switch ch.scheme {
 		case "bearer":
-			token, err := c.token(ctx, ref, ch, cred)
+			token, err := c.token(ctx, q, e, ch, cred)
 			if err != nil {
 				return err
 			}
-			c.auth.set(ref, "Bearer "+token)
+			c.auth.set(key, "Bearer "+token)
 			return nil
 		case "basic":
 			if cred.Username == "" && cred.Password == "" {
 				return fail(errdefs.Unauthorized, "it wants a user name and a password",
-					"log in with: docker login "+ref.Domain+" (its config.json is read)", nil)
+					"log in with: onggi login "+ref.Domain, nil)
 			}
 			header := "Basic " + base64.StdEncoding.EncodeToString([]byte(cred.Username+":"+cred.Password))
 			if header == used {
 				return fail(errdefs.Unauthorized, "it refuses the user name or the password",
-					"log in again with: docker login "+ref.Domain, nil)
+					"log in again with: onggi login "+ref.Domain, nil)
 			}
-			c.auth.set(ref, header)
+			c.auth.set(key, header)
 			return nil
 		}
 	}
@@ -102,36 +105,41 @@ func (c *Client) logIn(ctx context.Context, ref reference.Reference, challenges 
 }
 
 // token asks the token server (distribution's "Token Authentication" and "OAuth2" pages).
-func (c *Client) token(ctx context.Context, ref reference.Reference, ch challenge, cred Credential) (string, error) {
+func (c *Client) token(ctx context.Context, q request, e *endpoint, ch challenge, cred Credential) (string, error) {
+	ref := q.ref
 	fail := func(kind errdefs.Kind, why string, err error) (string, error) {
 		return "", &errdefs.Error{
-			Op: "log in at", What: "the registry " + ref.Domain, Kind: kind, Why: why, Err: err,
-			Fix: "check the log-in with: docker login " + ref.Domain,
+			Op: "log in at", What: e.name(), Kind: kind, Why: why, Err: err,
+			Fix: "check the log-in with: onggi login " + ref.Domain,
 		}
 	}
 	if cred.RegistryToken != "" {
 		return cred.RegistryToken, nil
 	}
 	realm, err := url.Parse(ch.params["realm"])
-	scheme, _ := c.host(ref.Domain)
 	switch {
 	case err != nil || realm.Host == "" || realm.User != nil:
 		return fail(errdefs.Corrupt, fmt.Sprintf("it names a token server that is no address: %q", clean(ch.params["realm"])), nil)
 	case realm.Scheme == "https":
-	case realm.Scheme == "http" && scheme == "http" && c.plain(realm.Host):
+	case realm.Scheme == "http" && e.Scheme == "http" && (c.plainHTTP(realm.Host) || realm.Host == e.Address):
 	default:
 		return fail(errdefs.Forbidden, fmt.Sprintf("it wants the password sent without TLS, to %q", clean(ch.params["realm"])), nil)
 	}
-	scope := ch.params["scope"]
-	if scope == "" {
-		scope = "repository:" + ref.Path + ":pull"
+	scopes := strings.Fields(ch.params["scope"])
+	if len(scopes) == 0 && !q.root {
+		scopes = []string{"repository:" + e.Repository + ":" + q.need.scope()}
+	}
+	for _, s := range q.scopes {
+		if !slices.Contains(scopes, s) {
+			scopes = append(scopes, s)
+		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*c.o.StallTimeout, errStalled)
 	defer cancel()
 	var req *http.Request
 	if cred.IdentityToken != "" {
 		form := url.Values{
-			"grant_type": {"refresh_token"}, "service": {ch.params["service"]}, "scope": {scope},
+			"grant_type": {"refresh_token"}, "service": {ch.params["service"]}, "scope": {strings.Join(scopes, " ")},
 			"client_id": {c.o.UserAgent}, "refresh_token": {cred.IdentityToken},
 		}.Encode()
 		req, err = http.NewRequestWithContext(ctx, http.MethodPost, realm.String(), strings.NewReader(form))
@@ -139,12 +147,21 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		}
 	} else {
-		q := realm.Query()
+		v := realm.Query()
 		if s := ch.params["service"]; s != "" {
-			q.Set("service", s)
+			v.Set("service", s)
 		}
-		q.Set("scope", scope)
-		realm.RawQuery = q.Encode()
+		for _, s := range scopes {
+			v.Add("scope", s)
+		}
+		if cred.Username != "" {
+			v.Set("account", cred.Username)
+		}
+		if c.identity != nil { // a login: a token to keep instead of the password is welcome
+			v.Set("client_id", c.o.UserAgent)
+			v.Set("offline_token", "true")
+		}
+		realm.RawQuery = v.Encode()
 		req, err = http.NewRequestWithContext(ctx, http.MethodGet, realm.String(), nil)
 		if err == nil && !cred.zero() {
 			req.SetBasicAuth(cred.Username, cred.Password)
@@ -159,7 +176,7 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 		body []byte
 	)
 	for try := 0; ; try++ {
-		resp, err = c.http.Do(req)
+		resp, err = e.client.Do(req)
 		if err == nil {
 			body, err = readAtMost(resp.Body, maxToken)
 			_ = resp.Body.Close()
@@ -167,7 +184,7 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 		if err != nil && context.Cause(ctx) == errStalled {
 			err = errStalled
 		}
-		again := err != nil && transient(c.networkError("", ref, err)) || err == nil && retryWait(resp) >= 0
+		again := err != nil && transient(c.networkError("", ref, e, err)) || err == nil && retryWait(resp) >= 0
 		if !again || try >= c.o.Retries || ctx.Err() != nil || sleep(ctx, c.backoff(try)) != nil {
 			break
 		}
@@ -179,11 +196,11 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 		return fail(errdefs.Corrupt, "its token server "+clean(realm.Host)+" sends more than a token", nil)
 	}
 	if err != nil {
-		e := *errdefs.As(c.networkError("log in at", ref, err))
-		if e.Kind == errdefs.Unavailable {
-			e.Why = "its token server " + clean(realm.Host) + " does not answer"
+		x := *errdefs.As(c.networkError("log in at", ref, e, err))
+		if x.Kind == errdefs.Unavailable {
+			x.Why = "its token server " + clean(realm.Host) + " does not answer"
 		}
-		return "", &e
+		return "", &x
 	}
 	switch said := parseError(body[:min(len(body), maxErrorBody)]); {
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusBadRequest:
@@ -194,6 +211,7 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 	var got struct {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
+		Refresh     string `json:"refresh_token"`
 	}
 	if err := json.NewDecoder(bytes.NewReader(body)).Decode(&got); err != nil {
 		return fail(errdefs.Corrupt, "its token server "+clean(realm.Host)+" sends no JSON", nil)
@@ -205,7 +223,18 @@ func (c *Client) token(ctx context.Context, ref reference.Reference, ch challeng
 	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return fail(errdefs.Corrupt, "its token server "+clean(realm.Host)+" sends no usable token", nil)
 	}
+	if c.identity != nil && got.Refresh != "" {
+		*c.identity = got.Refresh
+	}
 	return token, nil
+}
+
+// scope is how a token's scope calls what is needed.
+func (n need) scope() string {
+	if n == needPush {
+		return "pull,push"
+	}
+	return "pull"
 }
 
 // challenge is one way to log in that a registry offers.

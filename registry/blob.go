@@ -16,10 +16,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// minProgress is what a body has to move within StallTimeout, in bytes: a peer that sends a byte now and then is
-// stalled, too.
-const minProgress = 4 << 10
-
 // Blob opens a blob's stream. The caller verifies its digest (content.Ingest does); that it has desc.Size bytes is
 // checked here. A connection that breaks or stalls is opened again where it stopped; the reader fails with kind
 // Unavailable when that does not help, Corrupt when the registry sends another length.
@@ -54,7 +50,10 @@ type blob struct {
 }
 
 func (b *blob) open() error {
-	r, err := b.c.do(b.ctx, request{op: "fetch a blob of", ref: b.ref, method: http.MethodGet, path: "blobs/" + string(b.desc.Digest), from: b.off})
+	r, err := b.c.do(b.ctx, request{
+		op: "fetch a blob of", ref: b.ref, method: http.MethodGet, path: "blobs/" + string(b.desc.Digest),
+		from: b.off, byDigest: true,
+	})
 	if err != nil {
 		return err
 	}
@@ -78,7 +77,7 @@ func (b *blob) open() error {
 	if skip > 0 {
 		if _, err := io.CopyN(io.Discard, r.Body, skip); err != nil {
 			r.close()
-			return b.c.networkError("fetch a blob of", b.ref, err)
+			return b.c.networkError("fetch a blob of", b.ref, r.at, err)
 		}
 	}
 	b.r = r
@@ -134,7 +133,7 @@ func (b *blob) again(cause error) error {
 		b.tries, b.since = 0, b.off
 	}
 	if b.tries >= b.c.o.Retries {
-		err := b.c.networkError("fetch a blob of", b.ref, cause)
+		err := b.c.networkError("fetch a blob of", b.ref, b.r.at, cause)
 		if errors.Is(cause, io.ErrUnexpectedEOF) {
 			e := *errdefs.As(err)
 			e.Why = fmt.Sprintf("the registry %s breaks off after %d of %d bytes", b.ref.Domain, b.off, b.desc.Size)
@@ -165,11 +164,12 @@ type watched struct {
 	timer  *time.Timer
 	waited time.Duration // since
 	moved  int64         // so many bytes arrived
+	enough int64         // bytes within limit; a peer that sends a byte now and then is stalled, too
 	fired  atomic.Bool
 }
 
-func newWatched(body io.ReadCloser, limit time.Duration, cancel context.CancelCauseFunc) *watched {
-	w := &watched{body: body, limit: limit}
+func newWatched(body io.ReadCloser, limit time.Duration, enough int64, cancel context.CancelCauseFunc) *watched {
+	w := &watched{body: body, limit: limit, enough: max(enough, 1)}
 	w.timer = time.AfterFunc(limit, func() { w.fired.Store(true); cancel(errStalled) })
 	w.timer.Stop()
 	return w
@@ -181,7 +181,7 @@ func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.body.Read(p)
 	w.timer.Stop()
 	w.waited += time.Since(start)
-	if w.moved += int64(n); w.moved >= minProgress {
+	if w.moved += int64(n); w.moved >= w.enough {
 		w.waited, w.moved = 0, 0
 	}
 	if err != nil && err != io.EOF && w.fired.Load() {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,16 +39,28 @@ type dockerConfig struct {
 // DockerCredentials returns a function for Options.Credentials that reads config.json in docker's configuration
 // directory ($DOCKER_CONFIG, or ~/.docker; "" is none), and asks the credential helper that it names for the registry.
 // Nothing is written. Without an entry the result is the zero Credential.
-func DockerCredentials(dir string) func(ctx context.Context, registry string) (Credential, error) {
-	return func(ctx context.Context, registry string) (Credential, error) {
-		if dir == "" {
-			return Credential{}, nil // not the working directory's config.json
+func DockerCredentials(dir string) func(ctx context.Context, repository string) (Credential, error) {
+	if dir == "" {
+		return FileCredentials() // not the working directory's config.json
+	}
+	return FileCredentials(filepath.Join(dir, "config.json"))
+}
+
+// FileCredentials is DockerCredentials for files of that form, docker's config.json and podman's auth.json: the first
+// one that has an entry for the repository decides. An entry may be for a registry, or, as podman has it, for a
+// namespace or a repository in it; the longest one counts.
+func FileCredentials(files ...string) func(ctx context.Context, repository string) (Credential, error) {
+	return func(ctx context.Context, repository string) (Credential, error) {
+		for _, f := range files {
+			if cred, err := readDockerConfig(ctx, f, repository); err != nil || !cred.zero() {
+				return cred, err
+			}
 		}
-		return readDockerConfig(ctx, filepath.Join(dir, "config.json"), registry)
+		return Credential{}, nil
 	}
 }
 
-func readDockerConfig(ctx context.Context, path, registry string) (Credential, error) {
+func readDockerConfig(ctx context.Context, path, repository string) (Credential, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return Credential{}, nil
@@ -67,7 +80,7 @@ func readDockerConfig(ctx context.Context, path, registry string) (Credential, e
 			Why: "it is not a docker configuration", Fix: "correct or remove it", Err: err,
 		}
 	}
-	return cfg.lookUp(ctx, path, registry)
+	return cfg.lookUp(ctx, path, repository)
 }
 
 // configKeys are the names under which docker files a registry.
@@ -81,7 +94,8 @@ func configKeys(registry string) []string {
 	}
 }
 
-func (cfg *dockerConfig) lookUp(ctx context.Context, path, registry string) (Credential, error) {
+func (cfg *dockerConfig) lookUp(ctx context.Context, path, repository string) (Credential, error) {
+	registry, _, _ := strings.Cut(repository, "/")
 	keys := configKeys(registry)
 	for _, k := range keys {
 		if h := cfg.CredHelpers[k]; h != "" {
@@ -92,6 +106,9 @@ func (cfg *dockerConfig) lookUp(ctx context.Context, path, registry string) (Cre
 		if cred, err := askHelper(ctx, cfg.CredsStore, keys[0]); err != nil || !cred.zero() {
 			return cred, err
 		}
+	}
+	for ns := repository; strings.Contains(ns, "/"); ns = ns[:strings.LastIndexByte(ns, '/')] { // the longest first
+		keys = slices.Insert(keys, len(keys)-len(configKeys(registry)), ns)
 	}
 	for _, k := range keys {
 		a, ok := cfg.Auths[k]
@@ -105,7 +122,7 @@ func (cfg *dockerConfig) lookUp(ctx context.Context, path, registry string) (Cre
 			if err != nil || !found {
 				return Credential{}, &errdefs.Error{
 					Op: "read", What: path, Kind: errdefs.InvalidArgument,
-					Why: fmt.Sprintf("the entry of %s is not base64 of user:password", k), Fix: "log in again with: docker login " + registry,
+					Why: fmt.Sprintf("the entry of %s is not base64 of user:password", k), Fix: "log in again with: onggi login " + registry,
 				}
 			}
 			cred.Username, cred.Password = user, strings.TrimRight(pass, "\x00")
@@ -117,34 +134,11 @@ func (cfg *dockerConfig) lookUp(ctx context.Context, path, registry string) (Cre
 	return Credential{}, nil
 }
 
-// askHelper runs docker-credential-NAME get (docker's credential helper protocol). The program is named by the user's
-// own configuration and found in the user's own PATH; nothing of an image or a registry reaches its arguments.
+// askHelper runs docker-credential-NAME get (docker's credential helper protocol).
 func askHelper(ctx context.Context, name, key string) (Credential, error) {
-	if strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
-		return Credential{}, &errdefs.Error{
-			Op: "ask the credential helper", What: fmt.Sprintf("%q", name), Kind: errdefs.InvalidArgument,
-			Why: "a helper is named without a path",
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "docker-credential-"+name, "get")
-	cmd.Stdin = strings.NewReader(key)
-	cmd.WaitDelay = time.Second // a child of the helper may hold the pipe
-	out, err := cmd.Output()
-	if err != nil {
-		var exit *exec.ExitError
-		said := string(out)
-		if errors.As(err, &exit) {
-			said += string(exit.Stderr)
-		}
-		if exit != nil && strings.Contains(said, "not found") {
-			return Credential{}, nil // "credentials not found in native keychain"
-		}
-		return Credential{}, &errdefs.Error{
-			Op: "ask the credential helper", What: "docker-credential-" + name, Kind: errdefs.Unavailable,
-			Why: clean(said), Fix: "check it, or remove it from docker's config.json", Err: err,
-		}
+	out, err := runHelper(ctx, name, "get", key)
+	if err != nil || out == nil {
+		return Credential{}, err
 	}
 	var got struct{ Username, Secret string }
 	if err := json.NewDecoder(bytes.NewReader(out)).Decode(&got); err != nil {
@@ -157,4 +151,39 @@ func askHelper(ctx context.Context, name, key string) (Credential, error) {
 		return Credential{IdentityToken: got.Secret}, nil
 	}
 	return Credential{Username: got.Username, Password: got.Secret}, nil
+}
+
+// runHelper runs docker-credential-NAME ACTION; nil when it has no such entry. The program is named by the user's own
+// configuration and found in the user's own PATH; nothing of an image or a registry reaches its arguments.
+func runHelper(ctx context.Context, name, action, stdin string) ([]byte, error) {
+	if strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
+		return nil, &errdefs.Error{
+			Op: "ask the credential helper", What: fmt.Sprintf("%q", name), Kind: errdefs.InvalidArgument,
+			Why: "a helper is named without a path",
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "docker-credential-"+name, action)
+	cmd.Stdin = strings.NewReader(stdin)
+	cmd.WaitDelay = time.Second // a child of the helper may hold the pipe
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		said := string(out)
+		if errors.As(err, &exit) {
+			said += string(exit.Stderr)
+		}
+		if exit != nil && strings.Contains(said, "not found") {
+			return nil, nil // "credentials not found in native keychain"
+		}
+		return nil, &errdefs.Error{
+			Op: "ask the credential helper", What: "docker-credential-" + name, Kind: errdefs.Unavailable,
+			Why: clean(said), Fix: "check it, or remove it from docker's config.json", Err: err,
+		}
+	}
+	if out == nil {
+		out = []byte{}
+	}
+	return out, nil
 }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -26,7 +27,8 @@ const (
 	maxErrorBody  = 16 << 10
 	maxRetryAfter = 60 * time.Second // longer waits are the user's to decide
 	maxBackoff    = 8 * time.Second
-	maxAuthRounds = 2 // an answer 401 to the second set of credentials is final
+	maxWaiting    = 2 * time.Minute // of all waits between the tries of one request
+	maxAuthRounds = 2               // an answer 401 to the second set of credentials is final
 )
 
 // request is one question to a registry.
@@ -34,36 +36,102 @@ type request struct {
 	op     string
 	ref    reference.Reference
 	method string
-	path   string // below /v2/<repository>/
+	path   string // below <repository>/
+	query  string
 	accept []string
 	from   int64         // first byte wanted
+	to     int64         // last byte wanted; 0: to the end
 	total  time.Duration // for the whole exchange; 0: as long as it moves
+
+	need     need
+	byDigest bool
+	at       *endpoint // ask nobody else
+	url      *url.URL  // an address that the endpoint gave (an upload's), instead of path
+	root     bool      // the API's own address, below no repository
+
+	header http.Header
+	body   func() io.ReadCloser // what to send; made anew for each try
+	size   int64                // of body
+	once   bool                 // the caller tries again itself
+	also   int                  // a status besides 2xx that is an answer
+	// scopes are further scopes that a token needs, such as that of the repository that a blob is mounted from.
+	scopes []string
 }
 
 // response is a 2xx answer whose body ends with an error when it stalls.
 type response struct {
 	*http.Response
+	at    *endpoint
 	close func()
 }
 
-// do asks, authenticates when told to, and tries again what may pass. Every other answer than 2xx is an error.
+// do asks, authenticates when told to, and tries again what may pass, first with the mirrors that the rules name. Every
+// other answer than 2xx is an error.
 func (c *Client) do(ctx context.Context, q request) (*response, error) {
-	authRounds := 0
-	for try := 0; ; {
-		r, wait, err := c.once(ctx, q, &authRounds)
+	if c.o.Offline {
+		return nil, &errdefs.Error{
+			Op: q.op, What: q.ref.Familiar(), Kind: errdefs.Unavailable,
+			Why: "the network is not to be used (--offline or ONGGI_OFFLINE)", Fix: "leave --offline out, or use an image that is here: onggi images",
+		}
+	}
+	if q.at != nil {
+		return c.ask(ctx, q, q.at, c.o.Retries)
+	}
+	all, err := c.endpoints(q.ref, q.need, q.byDigest)
+	if err != nil {
+		e := *errdefs.As(err)
+		if e.Op == "" {
+			e.Op = q.op
+		}
+		return nil, &e
+	}
+	var before []string
+	for i, e := range all {
+		tries := c.o.Retries
+		if i < len(all)-1 {
+			tries = min(tries, 1) // somebody else may know sooner
+		}
+		r, err := c.ask(ctx, q, e, tries)
 		if err == nil {
 			return r, nil
 		}
-		if wait < 0 || try >= c.o.Retries || ctx.Err() != nil {
+		if i < len(all)-1 && fallsThrough(ctx, err) {
+			x := errdefs.As(err)
+			if x.Kind == errdefs.Unavailable || x.Kind == errdefs.NotFound && errors.As(err, new(*net.DNSError)) {
+				c.avoid(e)
+			}
+			before = append(before, cmp.Or(x.Why, err.Error()))
+			continue
+		}
+		if len(before) > 0 {
+			x := *errdefs.As(err)
+			x.Why = strings.Join(append([]string{cmp.Or(x.Why, err.Error())}, before...), "; before that: ")
+			return nil, &x
+		}
+		return nil, err
+	}
+	panic("unreachable: there is at least one endpoint")
+}
+
+// ask asks one host, with so many further tries.
+func (c *Client) ask(ctx context.Context, q request, e *endpoint, retries int) (*response, error) {
+	authRounds := 0
+	var waited time.Duration
+	for try := 0; ; {
+		r, wait, err := c.once(ctx, q, e, &authRounds)
+		if err == nil {
+			return r, nil
+		}
+		if wait < 0 || try >= retries || ctx.Err() != nil || q.once {
 			return nil, err
 		}
 		if wait == 0 {
 			wait = c.backoff(try)
 		}
-		if wait > maxRetryAfter {
-			e := *errdefs.As(err)
-			e.Fix = fmt.Sprintf("the registry asks to wait %s; then try again", wait.Round(time.Second))
-			return nil, &e
+		if waited += wait; wait > maxRetryAfter || waited > maxWaiting {
+			x := *errdefs.As(err)
+			x.Fix = fmt.Sprintf("the registry asks to wait %s; then try again", wait.Round(time.Second))
+			return nil, &x
 		}
 		try++
 		if err := sleep(ctx, wait); err != nil {
@@ -72,75 +140,139 @@ func (c *Client) do(ctx context.Context, q request) (*response, error) {
 	}
 }
 
+// address is what q asks e.
+func (q *request) address(e *endpoint) string {
+	if q.url != nil {
+		return q.url.String()
+	}
+	a := e.Scheme + "://" + e.Address + e.Path + "/"
+	if !q.root {
+		a += e.Repository + "/" + q.path
+	}
+	query := q.query
+	if e.Mirror && q.method != http.MethodPost {
+		// A mirror for several registries learns which one is meant (containerd's docs/hosts.md).
+		if query != "" {
+			query += "&"
+		}
+		query += "ns=" + url.QueryEscape(e.domain)
+	}
+	if query != "" {
+		a += "?" + query
+	}
+	return a
+}
+
 // once does one try, together with the log-ins that it leads to. wait says how long to wait before another one: 0 by
 // backoff, negative never.
-func (c *Client) once(ctx context.Context, q request, authRounds *int) (_ *response, wait time.Duration, _ error) {
+func (c *Client) once(ctx context.Context, q request, e *endpoint, authRounds *int) (_ *response, wait time.Duration, _ error) {
 	for {
-		scheme, host := c.host(q.ref.Domain)
-		address := scheme + "://" + host + "/v2/" + q.ref.Path + "/" + q.path
+		e.Host = c.seen(e.Host)
 		live, cancel := context.WithCancelCause(ctx) // until the body is closed
 		if q.total > 0 {
 			t := time.AfterFunc(q.total, func() { cancel(errStalled) })
 			context.AfterFunc(live, func() { t.Stop() })
 		}
-		req, err := http.NewRequestWithContext(live, q.method, address, nil)
+		req, err := http.NewRequestWithContext(live, q.method, q.address(e), nil)
 		if err != nil {
 			cancel(nil)
 			return nil, -1, &errdefs.Error{Op: q.op, What: q.ref.Familiar(), Kind: errdefs.InvalidArgument, Err: err}
+		}
+		for k, v := range e.Header {
+			req.Header[k] = v
+		}
+		for k, v := range q.header {
+			req.Header[k] = v
 		}
 		req.Header.Set("User-Agent", c.o.UserAgent)
 		for _, a := range q.accept {
 			req.Header.Add("Accept", a)
 		}
-		if q.from > 0 {
+		switch {
+		case q.to > 0:
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", q.from, q.to))
+		case q.from > 0:
 			req.Header.Set("Range", fmt.Sprintf("bytes=%d-", q.from))
 		}
-		used := c.auth.header(q.ref)
-		if used != "" {
+		if q.body != nil {
+			c.attach(req, q, cancel)
+		}
+		used := c.auth.header(authKey(e, q.need))
+		if used != "" && (q.url == nil || q.url.Host == e.Address) {
 			req.Header.Set("Authorization", used)
 		}
-		resp, err := c.http.Do(req)
+		resp, err := e.client.Do(req)
 		if err != nil {
 			if context.Cause(live) == errStalled {
 				err = errStalled
 			}
 			cancel(nil)
-			err = c.networkError(q.op, q.ref, err)
+			if e.Insecure && errors.Is(err, http.ErrSchemeMismatch) && c.learn(e.Address, "http") {
+				continue
+			}
+			err = c.networkError(q.op, q.ref, e, err)
 			if !transient(err) {
 				return nil, -1, err
 			}
 			return nil, 0, err
 		}
-		if resp.StatusCode/100 == 2 {
-			body := newWatched(resp.Body, c.o.StallTimeout, cancel)
+		if resp.StatusCode/100 == 2 || q.also != 0 && resp.StatusCode == q.also {
+			body := newWatched(resp.Body, c.o.StallTimeout, int64(float64(c.o.MinRate)*c.o.StallTimeout.Seconds()), cancel)
 			resp.Body = body
-			return &response{resp, func() { _ = body.Close(); cancel(nil) }}, 0, nil
+			return &response{resp, e, func() { _ = body.Close(); cancel(nil) }}, 0, nil
 		}
 		said := readError(resp, c.o.StallTimeout)
 		cancel(nil)
 		switch {
-		case resp.StatusCode == http.StatusUnauthorized && resp.Request.URL.Host == host && *authRounds < maxAuthRounds:
+		case resp.StatusCode == http.StatusUnauthorized && resp.Request.URL.Host == e.Address && *authRounds < maxAuthRounds:
 			*authRounds++
-			if err := c.logIn(ctx, q.ref, resp.Header.Values("WWW-Authenticate"), used); err != nil {
+			if err := c.logIn(ctx, q, e, resp.Header.Values("WWW-Authenticate"), used); err != nil {
 				return nil, -1, err
 			}
 			continue
-		case resp.StatusCode == http.StatusBadRequest && scheme == "http" && strings.Contains(said, "HTTPS") && c.upgrade(host):
+		case resp.StatusCode == http.StatusBadRequest && e.Scheme == "http" && strings.Contains(said, "HTTPS") && c.learn(e.Address, "https"):
 			continue
 		}
-		return nil, retryWait(resp), c.statusError(q, resp, said)
+		return nil, retryWait(resp), c.statusError(q, e, resp, said)
 	}
 }
 
-// upgrade notes that a registry that may be spoken to without TLS wants TLS; false when that is known already.
-func (c *Client) upgrade(host string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.tls[host] {
-		return false
+// attach makes q's body that of the request. A peer that takes nothing for StallTimeout ends the request.
+func (c *Client) attach(req *http.Request, q request, cancel context.CancelCauseFunc) {
+	open := func() (io.ReadCloser, error) {
+		body := q.body()
+		w := &sending{body: body, limit: c.o.StallTimeout}
+		w.timer = time.AfterFunc(w.limit, func() { cancel(errStalled) })
+		return w, nil
 	}
-	c.tls[host] = true
-	return true
+	req.ContentLength = q.size
+	if q.size == 0 {
+		req.Body = http.NoBody
+		return
+	}
+	req.Body, _ = open()
+	req.GetBody = open
+}
+
+// sending is a request's body that is given up when nobody takes it.
+type sending struct {
+	body  io.ReadCloser
+	limit time.Duration
+	timer *time.Timer
+}
+
+func (s *sending) Read(p []byte) (int, error) {
+	s.timer.Reset(s.limit)
+	n, err := s.body.Read(p)
+	if err != nil {
+		s.timer.Stop() // all of it is on its way: from here on the wait for an answer counts
+	}
+	return n, err
+}
+
+func (s *sending) Close() error {
+	s.timer.Stop()
+	return s.body.Close()
 }
 
 func (c *Client) backoff(try int) time.Duration {
@@ -253,13 +385,13 @@ func clean(s string) string {
 }
 
 // statusError turns an answer that is not 2xx into what a user needs to know.
-func (c *Client) statusError(q request, r *http.Response, said string) error {
+func (c *Client) statusError(q request, at *endpoint, r *http.Response, said string) error {
 	e := &errdefs.Error{Op: q.op, What: q.ref.Familiar(), Kind: errdefs.Unavailable}
 	says := ""
 	if said != "" {
 		says = " (it says: " + said + ")"
 	}
-	where := "the registry " + q.ref.Domain
+	where := at.name()
 	if r.Request.Response != nil {
 		where += " (redirected to " + clean(r.Request.URL.Host) + ")"
 	}
@@ -273,6 +405,10 @@ func (c *Client) statusError(q request, r *http.Response, said string) error {
 		}
 		e.Why = fmt.Sprintf("%s has no %s%s%s", where, q.ref.Repository(), name, says)
 		e.Fix = "check the spelling of the name and the tag"
+	case code == http.StatusNotFound && q.need == needPush:
+		e.Kind = errdefs.NotFound
+		e.Why = fmt.Sprintf("%s has no repository %s, or an upload of it is gone%s", where, q.ref.Repository(), says)
+		e.Fix = "check the spelling, or make the repository first if this registry wants that"
 	case code == http.StatusNotFound:
 		e.Kind = errdefs.NotFound
 		e.Why = fmt.Sprintf("%s lacks a part of the image: %s%s", where, q.path, says)
@@ -280,14 +416,21 @@ func (c *Client) statusError(q request, r *http.Response, said string) error {
 	case code == http.StatusUnauthorized:
 		e.Kind = errdefs.Unauthorized
 		e.Why = fmt.Sprintf("%s refuses: %s does not exist, or needs another login%s", where, q.ref.Repository(), says)
-		e.Fix = "check the spelling, or log in with: docker login " + q.ref.Domain + " (its config.json is read)"
+		if q.root {
+			e.Why = where + " refuses the login" + says
+		}
+		e.Fix = "check the spelling, or log in with: onggi login " + q.ref.Domain
 	case code == http.StatusForbidden:
 		e.Kind = errdefs.Forbidden
 		e.Why = fmt.Sprintf("%s denies access to %s%s", where, q.ref.Repository(), says)
-		e.Fix = "log in with an account that may pull it: docker login " + q.ref.Domain
+		e.Fix = "log in with an account that may " + q.need.String() + " it: onggi login " + q.ref.Domain
 	case code == http.StatusTooManyRequests:
 		e.Why = where + " limits the rate" + says
-		e.Fix = "wait, or log in: docker login " + q.ref.Domain
+		e.Fix = "wait, or log in: onggi login " + q.ref.Domain
+	case code == http.StatusRequestEntityTooLarge:
+		e.Kind = errdefs.Exhausted
+		e.Why = where + " takes no request of that size" + says
+		e.Fix = "raise the limit of the registry, or of the proxy in front of it"
 	case code/100 == 5 || code == http.StatusRequestTimeout:
 		e.Why = fmt.Sprintf("%s answers %d %s%s", where, code, http.StatusText(code), says)
 		e.Fix = "try again later; the trouble is on the registry's side"
@@ -306,7 +449,7 @@ func (c *Client) statusError(q request, r *http.Response, said string) error {
 var errStalled = errors.New("nothing arrived for too long")
 
 // networkError explains why there was no answer.
-func (c *Client) networkError(op string, ref reference.Reference, err error) error {
+func (c *Client) networkError(op string, ref reference.Reference, at *endpoint, err error) error {
 	var known *errdefs.Error
 	if errors.As(err, &known) {
 		return err
@@ -323,6 +466,9 @@ func (c *Client) networkError(op string, ref reference.Reference, err error) err
 		timeout  net.Error
 	)
 	where := "the registry " + ref.Domain
+	if at != nil {
+		where = at.name()
+	}
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded) && !errors.As(err, &timeout):
 		e.Kind = errdefs.KindOf(err)
@@ -340,7 +486,7 @@ func (c *Client) networkError(op string, ref reference.Reference, err error) err
 	case errors.As(err, &cert):
 		e.Kind = errdefs.Forbidden
 		e.Why = where + " shows a certificate that this host does not trust"
-		e.Fix = "add its authority's certificate to the host's (Debian: /usr/local/share/ca-certificates, update-ca-certificates)"
+		e.Fix = "put its authority's certificate into /etc/onggi/certs.d/" + ref.Domain + "/ca.crt, or add it to the host's"
 	case errors.Is(err, http.ErrSchemeMismatch):
 		e.Kind = errdefs.Forbidden
 		e.Why = where + " speaks plain HTTP, which is only used for loopback addresses and registries that are listed for it"
@@ -361,4 +507,12 @@ func (c *Client) networkError(op string, ref reference.Reference, err error) err
 // transient reports whether another try may help.
 func transient(err error) bool {
 	return errdefs.KindOf(err) == errdefs.Unavailable && !errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// String is the verb of what is needed.
+func (n need) String() string {
+	if n == needPush {
+		return "push"
+	}
+	return "pull"
 }

@@ -1,15 +1,17 @@
-// Package registry speaks the OCI distribution protocol: resolve, fetch, authenticate.
+// Package registry speaks the OCI distribution protocol (1.1): resolve, fetch, push, referrers, authenticate.
 //
-// It is a client of one registry at a time and keeps nothing on disk. Plain HTTP is used for loopback addresses and
-// for registries that the caller lists; never as a fallback from TLS, and a redirect from TLS to plain HTTP is refused.
-// Every body is bounded and watched: an answer that stalls for StallTimeout ends with an error, and so does one that
-// trickles. Redirects are bounded (10). 429 and 5xx answers are tried again with backoff, at most Retries times, within
-// the caller's context; a blob that breaks off goes on where it stopped.
+// It keeps nothing on disk. Which hosts serve a repository, the registry itself or mirrors of it, with which certificates
+// and headers, is said by Rules, which read containerd's hosts.toml, docker's certs.d and containers' registries.conf
+// into one model. Plain HTTP is used for loopback addresses and where the caller or a rule allows it; never as a
+// fallback from TLS otherwise, and a redirect from TLS to plain HTTP is refused. Every body is bounded and watched: an
+// answer that stalls, or moves slower than MinRate, for StallTimeout ends with an error or is asked for again.
+// Redirects are bounded (10). 429 and 5xx answers are tried again with backoff, at most Retries times and for two minutes
+// of waiting, within the caller's context; a blob that breaks off goes on where it stopped, and so does an upload.
 //
 // Authentication (RFC 7235, distribution-spec's token flow) is anonymous, basic, or by bearer token, as the registry
-// asks for it; credentials come from whoever made the client (DockerCredentials reads docker's config.json and its
-// helpers), and are asked for only when a registry asks. What a registry says in an error reaches the user without
-// control characters, and short.
+// asks for it; credentials come from whoever made the client (DockerCredentials and FileCredentials read docker's
+// config.json, podman's auth.json and their helpers), and are asked for only when a registry asks. What a registry says
+// in an error reaches the user without control characters, and short.
 package registry
 
 import (
@@ -18,7 +20,6 @@ import (
 	"mime"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -47,6 +48,7 @@ var manifestTypes = []string{ocispec.MediaTypeImageIndex, DockerManifestList, oc
 const (
 	defaultStall   = 30 * time.Second
 	defaultRetries = 4
+	defaultMinRate = 1 << 10
 	maxRedirects   = 10
 )
 
@@ -54,11 +56,19 @@ const (
 type Options struct {
 	PlainHTTP []string // registries ("host:port") reached without TLS besides loopback ones
 	UserAgent string
-	// Credentials returns what to log in with at a registry ("docker.io", "127.0.0.1:5000"); the zero Credential means
-	// anonymous. It is called when a registry asks. nil: anonymous everywhere; see DockerCredentials.
-	Credentials func(ctx context.Context, registry string) (Credential, error)
+	// Credentials returns what to log in with at a repository ("docker.io/library/debian", "127.0.0.1:5000/app"); the
+	// zero Credential means anonymous. It is called when a registry asks. nil: anonymous everywhere; see
+	// DockerCredentials.
+	Credentials func(ctx context.Context, repository string) (Credential, error)
+	// Rules says which hosts serve a repository. nil: every registry serves itself.
+	Rules *Rules
+	// Offline refuses every request (Unavailable).
+	Offline bool
 	// StallTimeout ends a request that gets no answer, or a body that does not move, for so long. Zero: 30 s.
 	StallTimeout time.Duration
+	// MinRate is how many bytes per second a body has to move, measured over StallTimeout, not to count as stalled.
+	// Zero: 1 KiB/s.
+	MinRate int64
 	// Retries after the first try. Zero: 4. Negative: none.
 	Retries int
 }
@@ -69,10 +79,16 @@ type Client struct {
 	http *http.Client
 	base time.Duration // first backoff
 	auth authenticator
+	// identity takes the refresh token that a token server gives at a login; nil otherwise.
+	identity *string
 
 	mu sync.Mutex
-	// tls holds loopback registries that turned out to speak TLS. Guarded by mu.
-	tls map[string]bool
+	// schemes holds hosts that turned out to speak another scheme than was thought. Guarded by mu.
+	schemes map[string]string
+	// down holds mirrors that do not answer, and are not asked again. Guarded by mu.
+	down map[string]bool
+	// clients are those with certificates of their own. Guarded by mu.
+	clients map[string]*http.Client
 	// bodies are the last manifests that Resolve had to fetch. Guarded by mu.
 	bodies []manifestBody
 }
@@ -97,7 +113,10 @@ func New(o Options) *Client {
 	if o.Credentials == nil {
 		o.Credentials = func(context.Context, string) (Credential, error) { return Credential{}, nil }
 	}
-	c := &Client{o: o, base: 200 * time.Millisecond, tls: map[string]bool{}}
+	if o.MinRate <= 0 {
+		o.MinRate = defaultMinRate
+	}
+	c := &Client{o: o, base: 200 * time.Millisecond, schemes: map[string]string{}, down: map[string]bool{}, clients: map[string]*http.Client{}}
 	c.http = &http.Client{
 		Transport: &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
@@ -118,7 +137,14 @@ func New(o Options) *Client {
 }
 
 // Close drops idle connections. The client can still be used.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.http.CloseIdleConnections()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cl := range c.clients {
+		cl.CloseIdleConnections()
+	}
+}
 
 // Resolve returns the descriptor that the reference's tag or digest names in its registry. Errors: NotFound (no such
 // repository or tag), Unauthorized, Forbidden, Unavailable, Corrupt, Unsupported (an image of schema 1).
@@ -139,7 +165,7 @@ func (c *Client) Resolve(ctx context.Context, ref reference.Reference) (ocispec.
 
 // head asks for a tag's descriptor; ok is false when the answer lacks something that a GET will tell.
 func (c *Client) head(ctx context.Context, ref reference.Reference) (desc ocispec.Descriptor, ok bool, err error) {
-	r, err := c.do(ctx, request{op: "resolve", ref: ref, method: http.MethodHead, path: "manifests/" + ref.Tag, accept: manifestTypes})
+	r, err := c.do(ctx, request{op: "resolve", ref: ref, method: http.MethodHead, path: "manifests/" + ref.Tag, accept: manifestTypes, need: needResolve})
 	if err != nil {
 		switch errdefs.KindOf(err) {
 		case errdefs.Canceled, errdefs.DeadlineExceeded, errdefs.Unavailable:
@@ -182,10 +208,14 @@ func (c *Client) get(ctx context.Context, ref reference.Reference, desc ocispec.
 	if name == "" {
 		name = ref.Tag
 	}
-	r, err := c.do(ctx, request{
+	q := request{
 		op: "fetch the manifest of", ref: ref, method: http.MethodGet, path: "manifests/" + name,
-		accept: manifestTypes, total: 2 * c.o.StallTimeout,
-	})
+		accept: manifestTypes, total: 2 * c.o.StallTimeout, byDigest: desc.Digest != "",
+	}
+	if !q.byDigest {
+		q.need = needResolve
+	}
+	r, err := c.do(ctx, q)
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}
@@ -195,7 +225,7 @@ func (c *Client) get(ctx context.Context, ref reference.Reference, desc ocispec.
 		return fail(errdefs.Exhausted, fmt.Sprintf("it has more than the %d bytes that are allowed", MaxManifest), "")
 	}
 	if err != nil {
-		return ocispec.Descriptor{}, nil, c.networkError("fetch the manifest of", ref, err)
+		return ocispec.Descriptor{}, nil, c.networkError("fetch the manifest of", ref, r.at, err)
 	}
 	told := digest.Digest(r.Header.Get("Docker-Content-Digest"))
 	want := desc.Digest
@@ -261,51 +291,6 @@ func (c *Client) recall(ref reference.Reference, desc ocispec.Descriptor) []byte
 	}
 	return nil
 }
-
-// host returns the registry's address and scheme. docker.io is served by another host than its name says.
-func (c *Client) host(domain string) (scheme, host string) {
-	host = domain
-	if domain == "docker.io" {
-		host = "registry-1.docker.io"
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.plain(host) && !c.tls[host] {
-		return "http", host
-	}
-	return "https", host
-}
-
-// plain reports whether the host may be spoken to without TLS.
-func (c *Client) plain(host string) bool {
-	if slices.Contains(c.o.PlainHTTP, host) {
-		return true
-	}
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
-	}
-	if strings.EqualFold(name, "localhost") {
-		return true
-	}
-	ip, err := netip.ParseAddr(strings.Trim(name, "[]"))
-	return err == nil && ip.IsLoopback()
-}
-
-func (c *Client) checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) >= maxRedirects {
-		return &redirectError{fmt.Sprintf("it redirects more than %d times", maxRedirects)}
-	}
-	if req.URL.Scheme == "http" && (via[0].URL.Scheme == "https" || !c.plain(req.URL.Host)) {
-		return &redirectError{"it redirects to plain HTTP at " + clean(req.URL.Host)}
-	}
-	return nil
-}
-
-// redirectError is a redirect that is not followed.
-type redirectError struct{ why string }
-
-func (e *redirectError) Error() string { return e.why }
 
 func contentType(h http.Header) string {
 	mt, _, err := mime.ParseMediaType(h.Get("Content-Type"))

@@ -496,7 +496,8 @@ func TestPlainHTTPOnlyForLoopbackAndListed(t *testing.T) {
 		"localhost:5000": "http", "127.0.0.1": "http", "127.9.9.9:80": "http", "[::1]:5000": "http", "registry.lan:5000": "http",
 		"registry.lan": "https", "docker.io": "https", "127.0.0.1.evil.org": "https", "localhost.evil.org:5000": "https",
 	} {
-		if scheme, _ := c.host(domain); scheme != want {
+		if e, err := c.endpoints(reference.Reference{Domain: domain, Path: "a", Tag: "b"}, needPull, false); err != nil || e[0].Scheme != want {
+			scheme := fmt.Sprint(e, err)
 			t.Errorf("%s is spoken to by %s, want %s", domain, scheme, want)
 		}
 	}

@@ -10,38 +10,72 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // startRegistry runs Debian's docker-registry on a free loopback port for the length of the test.
 func startRegistry(t *testing.T) string {
 	t.Helper()
 	needs(t, "docker-registry")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, end, err := runRegistry(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
+	t.Cleanup(end)
+	return addr
+}
+
+// scriptRegistry is the stories' command "registry".
+func scriptRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 || len(args) > 2 {
+		ts.Fatalf("usage: registry NAME [auth]")
+	}
+	if _, err := exec.LookPath("docker-registry"); err != nil {
+		ts.Fatalf("docker-registry is not installed (apt-get install docker-registry)")
+	}
+	dir := ts.MkAbs("registry-" + args[0])
+	ts.Check(os.Mkdir(dir, 0o700))
+	more := ""
+	if len(args) == 2 {
+		more = fmt.Sprintf("auth: {htpasswd: {realm: jar, path: %s/htpasswd}}\n", dir)
+		ts.Check(os.WriteFile(dir+"/htpasswd", []byte("jar:$2b$04$Qeo4DoFUUZT41pNdq6ATo.SPPL.HjFsSGg4uQXLGijuodTnDaVIXK\n"), 0o600))
+	}
+	addr, end, err := runRegistry(dir, more)
+	ts.Check(err)
+	ts.Defer(end)
+	ts.Setenv(args[0], addr)
+}
+
+// runRegistry starts docker-registry with its data in dir and more in its configuration.
+func runRegistry(dir, more string) (addr string, end func(), err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	addr = l.Addr().String()
 	_ = l.Close()
-	dir := t.TempDir()
 	conf := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n", dir, addr)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n%s", dir, addr, more)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+		return "", nil, err
 	}
 	c := exec.Command("docker-registry", "serve", conf)
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.Start(); err != nil {
-		t.Fatal(err)
+		return "", nil, err
 	}
-	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
-	eventually(t, "the registry answers", func() bool {
+	end = func() { _ = c.Process.Kill(); _ = c.Wait() }
+	for range 400 {
 		r, err := http.Get("http://" + addr + "/v2/")
 		if err == nil {
 			_ = r.Body.Close()
+			return addr, end, nil
 		}
-		return err == nil
-	})
-	return addr
+		time.Sleep(25 * time.Millisecond)
+	}
+	end()
+	return "", nil, fmt.Errorf("the registry at %s does not answer", addr)
 }
 
 // pushDebian makes an image of the debootstrap tar (ONGGI_TEST_DEBIAN) with a second layer on top and pushes it with

@@ -30,6 +30,8 @@ import (
 //	eventually COMMAND      repeat a command until it succeeds, for 10 s
 //	pty FILE N COMMAND      run a command on a new terminal, by the dialogue in FILE; it must exit with N and give the
 //	                        terminal back as it was
+//	registry NAME [auth]    start docker-registry on loopback and set $NAME to its address; with auth the user jar logs
+//	                        in with the password kimchi
 //	[hello]                 the binaries hold the image onggi/hello
 //	nothing                 no container, monitor, control group, mount or run directory of this store is left
 func TestScripts(t *testing.T) {
@@ -48,6 +50,8 @@ func TestScripts(t *testing.T) {
 			e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 			e.Setenv("LC_ALL", "C.UTF-8")
 			e.Setenv("TERM", "xterm")
+			e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, "docker")) // not the logins and rules of whoever runs the tests
+			e.Setenv("ONGGI_REGISTRIES", filepath.Join(e.WorkDir, "registries"))
 			e.Setenv("BUSYBOX_TAR", tar)
 			e.Defer(func() {
 				if out, err := onggiIn(e.Vars, "ps", "-aq"); err == nil && strings.TrimSpace(out) != "" {
@@ -73,7 +77,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"begin": clients.begin, "signal": clients.signal, "finish": clients.finish,
-			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "nothing": scriptNothing,
+			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "registry": scriptRegistry, "nothing": scriptNothing,
 		},
 	})
 }

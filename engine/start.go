@@ -52,6 +52,11 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 	defer h.unlock()
 	switch e.effective(h.rec); h.rec.Status {
 	case Created, Exited:
+		if exists(e.runtimeDir(h.rec.ID)) { // its monitor was killed at its end, or is just there
+			if err := h.end(ctx); err != nil {
+				return nil, err
+			}
+		}
 	case Dead:
 		if err := h.bury(ctx); err != nil {
 			return nil, err

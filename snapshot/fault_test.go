@@ -60,6 +60,9 @@ func TestEveryStepFails(t *testing.T) {
 	for _, n := range slices.Compact(names) {
 		for _, moment := range []string{"", "@after"} {
 			for _, what := range []string{"error", "kill"} {
+				if testing.Short() && (moment == "") == (what == "kill") {
+					continue // in an emulated guest half of them must do: errors before, kills after
+				}
 				fault := n + moment + "=" + what
 				t.Run(fault, func(t *testing.T) {
 					s, ctx := open(t), context.Background()

@@ -30,6 +30,10 @@ var commands = [...]command{
 	{"exec", cmdExec},
 	{"state", cmdState},
 	{"kill", cmdKill},
+	{"pause", cmdPause},
+	{"resume", cmdResume},
+	{"update", cmdUpdate},
+	{"events", cmdEvents},
 	{"delete", cmdDelete},
 	{"list", cmdList},
 	{"ps", cmdPs},
@@ -38,38 +42,42 @@ var commands = [...]command{
 	{"plan", cmdPlan},
 }
 
-// one returns the only argument.
-func one(rest []string, what string) (string, error) {
-	if len(rest) != 1 {
-		return "", usageError(what, "exactly one is needed")
-	}
-	return rest[0], nil
-}
-
 // createFlags are common to create and run.
 type createFlags struct {
-	bundle, pidFile, console string
-	preserve                 int
-	noPivot, noKeyring       bool
-	detach, keep, noReaper   bool
-	init, timing             bool
+	f                      flags
+	bundle, pidFile        string
+	console, pidfd         string
+	preserve               int
+	noPivot, noKeyring     bool
+	detach, keep, noReaper bool
+	init, timing           bool
 }
 
-func (c *createFlags) parse(args []string, run bool) (id string, err error) {
-	f := flags{}
-	f.str(&c.bundle, "bundle", "b")
-	f.str(&c.pidFile, "pid-file")
-	f.str(&c.console, "console-socket")
-	f.int(&c.preserve, "preserve-fds")
-	f.bool(&c.noPivot, "no-pivot")
-	f.bool(&c.noKeyring, "no-new-keyring")
-	f.bool(&c.init, "init")
-	f.bool(&c.timing, "timing")
-	f.refuse("it is not supported yet", true, "pidfd-socket")
-	if run {
-		f.bool(&c.detach, "detach", "d")
-		f.bool(&c.keep, "keep")
-		f.bool(&c.noReaper, "no-subreaper")
+const (
+	consoleHelp  = "connect to this AF_UNIX socket and send it the master side of the terminal"
+	pidfdHelp    = "connect to this AF_UNIX socket and send it a pidfd of the process"
+	pidFileHelp  = "write the process id to this file"
+	preserveHelp = "hand N more descriptors on, from 3 (or those after $LISTEN_FDS) up"
+)
+
+func (c *createFlags) parse(args []string, name string) (id string, err error) {
+	c.f = flags{of: name}
+	f := &c.f
+	f.str(&c.bundle, "DIR", "the bundle: a directory with config.json (default the current one)", "bundle", "b")
+	if name != "plan" {
+		f.str(&c.pidFile, "FILE", pidFileHelp, "pid-file")
+		f.str(&c.console, "SOCKET", consoleHelp, "console-socket")
+		f.str(&c.pidfd, "SOCKET", pidfdHelp, "pidfd-socket")
+		f.int(&c.preserve, "N", preserveHelp, "preserve-fds")
+	}
+	f.bool(&c.noPivot, "move the root over / instead of pivot_root(2): where the root is the initial ramdisk", "no-pivot")
+	f.bool(&c.noKeyring, "leave the caller's session keyring to the container; by default it gets one of its own", "no-new-keyring")
+	f.bool(&c.init, "put a process 1 in front of the command that passes signals on and reaps", "init")
+	f.bool(&c.timing, "print the phases and how long each took", "timing")
+	if name == "run" {
+		f.bool(&c.detach, "return when the process runs", "detach", "d")
+		f.bool(&c.keep, "do not delete the container when it has ended", "keep")
+		f.bool(&c.noReaper, "do not adopt and reap the processes that the container leaves in the caller's pid namespace", "no-subreaper")
 	}
 	rest, err := f.parse(args, true)
 	if err != nil {
@@ -81,7 +89,13 @@ func (c *createFlags) parse(args []string, run bool) (id string, err error) {
 	if c.bundle, err = filepath.Abs(c.bundle); err != nil {
 		return "", err
 	}
-	return one(rest, "container id")
+	if name == "plan" {
+		if len(rest) > 0 {
+			return "", f.bad("", "it takes no argument")
+		}
+		return "plan", nil
+	}
+	return f.one(rest)
 }
 
 // options turns the flags into what launch takes.
@@ -94,13 +108,17 @@ func (c *createFlags) options(g *globals, id string) (launch.Options, error) {
 	if o.Spec, err = launch.LoadSpec(c.bundle); err != nil {
 		return o, err
 	}
-	if o.Preserve, err = preserved(c.preserve); err != nil {
+	listen := listenFDs()
+	if o.Preserve, err = preserved(&c.f, listen, c.preserve); err != nil {
 		return o, err
+	}
+	if p := o.Spec.Process; p != nil && listen > 0 {
+		p.Env = append(p.Env, "LISTEN_FDS="+strconv.Itoa(listen), "LISTEN_PID=1")
 	}
 	terminal := o.Spec.Process != nil && o.Spec.Process.Terminal
 	switch {
 	case c.console != "" && !terminal:
-		return o, usageError("--console-socket", "the container has no terminal (process.terminal)")
+		return o, c.f.bad("--console-socket", "the container has no terminal (process.terminal)")
 	case c.console != "":
 		if o.ConsoleSocket, err = launch.DialConsole(c.console); err != nil {
 			return o, err
@@ -109,15 +127,60 @@ func (c *createFlags) options(g *globals, id string) (launch.Options, error) {
 	return o, nil
 }
 
-func preserved(n int) (fs []*os.File, err error) {
-	for i := range n {
+// listenFDs is how many sockets a service manager hands on from descriptor 3 up (sd_listen_fds(3)): none when they are
+// meant for another process.
+func listenFDs() int {
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil || n <= 0 || n > 1<<16 {
+		return 0
+	}
+	if pid := os.Getenv("LISTEN_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	return n
+}
+
+// preserved are the descriptors from 3 up that go on to the container: those of $LISTEN_FDS and n more.
+func preserved(f *flags, listen, n int) (fs []*os.File, err error) {
+	for i := 3; i < 3+listen+n; i++ {
 		var st unix.Stat_t
-		if err := unix.Fstat(3+i, &st); err != nil {
-			return nil, usageError("--preserve-fds", "descriptor "+strconv.Itoa(3+i)+" is not open")
+		if err := unix.Fstat(i, &st); err != nil {
+			what := "--preserve-fds"
+			if i < 3+listen {
+				what = "$LISTEN_FDS"
+			}
+			return nil, f.bad(what, "descriptor "+strconv.Itoa(i)+" is not open")
 		}
-		fs = append(fs, os.NewFile(uintptr(3+i), "preserved"))
+		fs = append(fs, os.NewFile(uintptr(i), "preserved"))
 	}
 	return fs, nil
+}
+
+// sendPidfd gives a handle of a new process to whoever listens at the socket, with runc's word for what it is.
+func sendPidfd(socket, word string, pid int) error {
+	if socket == "" {
+		return nil
+	}
+	fail := func(err error) error {
+		return &errdefs.Error{Op: "send the pidfd to", What: socket, Err: err}
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer unix.Close(pidfd) //nolint:errcheck // a handle
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer unix.Close(s) //nolint:errcheck // all is sent
+	if err := unix.Connect(s, &unix.SockaddrUnix{Name: socket}); err != nil {
+		return fail(err)
+	}
+	if err := unix.Sendmsg(s, []byte(word), unix.UnixRights(pidfd), nil, 0); err != nil {
+		return fail(err)
+	}
+	return nil
 }
 
 // writePid replaces the file, so that a reader never sees half a number.
@@ -134,7 +197,7 @@ func writePid(name string, pid int) error {
 
 func cmdCreate(g *globals, args []string) (int, error) {
 	var c createFlags
-	id, err := c.parse(args, false)
+	id, err := c.parse(args, "create")
 	if err != nil {
 		return 1, err
 	}
@@ -143,31 +206,44 @@ func cmdCreate(g *globals, args []string) (int, error) {
 		return 1, err
 	}
 	if o.Spec.Process != nil && o.Spec.Process.Terminal && o.ConsoleSocket == nil {
-		return 1, usageError("create", "a container with a terminal needs --console-socket")
+		return 1, c.f.bad("", "a container with a terminal needs --console-socket")
 	}
 	o.Detached = true
 	k, err := launch.Create(context.Background(), o)
 	if err != nil {
 		return 1, err
 	}
-	printSpans(c.timing, k.Spans())
-	if err := writePid(c.pidFile, k.Pid()); err != nil {
+	g.phases(c.timing, k.Spans())
+	if err := c.tell(k); err != nil {
 		_ = k.ForceDelete()
 		return 1, err
 	}
 	return 0, nil
 }
 
+// tell says the process's id to the pid file and its handle to the pidfd socket, before the command is executed.
+func (c *createFlags) tell(k *launch.Container) error {
+	if err := sendPidfd(c.pidfd, "standard", k.Pid()); err != nil {
+		return err
+	}
+	return writePid(c.pidFile, k.Pid())
+}
+
+// loaded parses the arguments of a command that takes an id and finds that container.
+func loaded(g *globals, f *flags, args []string) (*launch.Container, error) {
+	rest, err := f.parse(args, true)
+	if err != nil {
+		return nil, err
+	}
+	id, err := f.one(rest)
+	if err != nil {
+		return nil, err
+	}
+	return launch.Load(g.root, id)
+}
+
 func cmdStart(g *globals, args []string) (int, error) {
-	rest, err := (&flags{}).parse(args, true)
-	if err != nil {
-		return 1, err
-	}
-	id, err := one(rest, "container id")
-	if err != nil {
-		return 1, err
-	}
-	c, err := launch.Load(g.root, id)
+	c, err := loaded(g, &flags{of: "start"}, args)
 	if err != nil {
 		return 1, err
 	}
@@ -176,7 +252,7 @@ func cmdStart(g *globals, args []string) (int, error) {
 
 func cmdRun(g *globals, args []string) (int, error) {
 	var c createFlags
-	id, err := c.parse(args, true)
+	id, err := c.parse(args, "run")
 	if err != nil {
 		return 1, err
 	}
@@ -187,14 +263,14 @@ func cmdRun(g *globals, args []string) (int, error) {
 	o.Ungated = true
 	terminal := o.Spec.Process != nil && o.Spec.Process.Terminal
 	if terminal && o.ConsoleSocket == nil && c.detach {
-		return 1, usageError("run --detach", "a container with a terminal needs --console-socket")
+		return 1, c.f.bad("--detach", "a container with a terminal needs --console-socket")
 	}
 	if !c.detach && !c.noReaper {
 		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	}
 	k, err := launch.Create(context.Background(), o)
 	if err != nil {
-		return exitCode(err), err
+		return 1, err
 	}
 	drop := func() {
 		if !c.keep {
@@ -209,7 +285,7 @@ func cmdRun(g *globals, args []string) (int, error) {
 		}
 		defer relay.stop()
 	}
-	if err := writePid(c.pidFile, k.Pid()); err != nil {
+	if err := c.tell(k); err != nil {
 		drop()
 		return 1, err
 	}
@@ -217,11 +293,14 @@ func cmdRun(g *globals, args []string) (int, error) {
 		_, _ = k.Wait()
 		drop()
 		relay.stop()
-		return exitCode(err), err
+		return 1, err
 	}
 	if c.detach {
-		printSpans(c.timing, k.Spans())
+		g.phases(c.timing, k.Spans())
 		return 0, nil
+	}
+	if !c.noReaper {
+		reapOthers(k.Pid())
 	}
 	stop := forwardSignals(k.Signal, relay)
 	steps := undo.New("run")
@@ -236,22 +315,20 @@ func cmdRun(g *globals, args []string) (int, error) {
 	if err == nil && !c.keep {
 		err = steps.Do("delete", k.Delete, nil)
 	}
-	printSpans(c.timing, append(k.Spans(), steps.Spans()...))
+	g.phases(c.timing, append(k.Spans(), steps.Spans()...))
 	if err != nil {
 		return 1, err
 	}
 	return code, nil
 }
 
-// exitCode is 126 or 127 for a command that cannot be executed or found, else 1 as runc has it.
-func exitCode(err error) int {
-	if c := errdefs.KindOf(err).ExitCode(); c == 126 || c == 127 {
-		return c
+// phases records how long each phase took, and with on prints it.
+func (g *globals) phases(on bool, spans []undo.Span) {
+	if g.debug {
+		for _, s := range spans {
+			g.record(s.Name + " took " + s.Took.String())
+		}
 	}
-	return 1
-}
-
-func printSpans(on bool, spans []undo.Span) {
 	if !on {
 		return
 	}
@@ -266,156 +343,8 @@ func printSpans(on bool, spans []undo.Span) {
 	_, _ = os.Stderr.WriteString("   start     took\n" + b.String())
 }
 
-func cmdExec(g *globals, args []string) (int, error) {
-	var (
-		process, cwd, user, pidFile, console, apparmor string
-		env, gids, caps                                []string
-		tty, detach, nnp, ignorePaused                 bool
-		preserve                                       int
-		label, group                                   string
-	)
-	f := flags{}
-	f.str(&process, "process", "p")
-	f.str(&cwd, "cwd")
-	f.strs(&env, "env", "e")
-	f.bool(&tty, "tty", "t")
-	f.str(&user, "user", "u")
-	f.strs(&gids, "additional-gids", "g")
-	f.bool(&detach, "detach", "d")
-	f.str(&pidFile, "pid-file")
-	f.str(&console, "console-socket")
-	f.strs(&caps, "cap", "c")
-	f.bool(&nnp, "no-new-privs")
-	f.bool(&ignorePaused, "ignore-paused")
-	f.str(&apparmor, "apparmor")
-	f.str(&label, "process-label")
-	f.str(&group, "cgroup")
-	f.int(&preserve, "preserve-fds")
-	f.refuse("it is not supported yet", true, "pidfd-socket")
-	f.refuse("it is accepted for runc's users only when false", false, "no-subreaper")
-	rest, err := f.parse(args, false)
-	switch {
-	case err != nil:
-		return 255, err
-	case len(rest) == 0:
-		return 255, usageError("exec", "a container id is needed")
-	case apparmor != "" && apparmor != "unconfined":
-		return 255, usageError("--apparmor", "AppArmor is not supported yet")
-	case label != "":
-		return 255, usageError("--process-label", "SELinux is not supported yet")
-	case group != "":
-		return 255, usageError("--cgroup", "it is not supported yet")
-	case process == "" && len(rest) == 1:
-		return 255, usageError("exec", "a command, or --process, is needed")
-	}
-	c, err := launch.Load(g.root, rest[0])
-	if err != nil {
-		return 255, err
-	}
-	var p *runspec.Process
-	if process != "" {
-		if p, err = launch.LoadProcess(process); err != nil {
-			return 255, err
-		}
-	} else {
-		d := c.DefaultProcess()
-		p = &d
-		p.Args, p.Terminal = rest[1:], tty
-	}
-	if tty {
-		p.Terminal = true
-	}
-	p.NoNewPrivileges = p.NoNewPrivileges || nnp
-	if cwd != "" {
-		p.Cwd = cwd
-	}
-	p.Env = append(p.Env, env...)
-	if user != "" {
-		u, gr, both := strings.Cut(user, ":")
-		n, err := strconv.ParseUint(u, 10, 32)
-		if err != nil {
-			return 255, usageError("--user", "it is UID[:GID], in numbers")
-		}
-		p.User.UID = uint32(n)
-		if both {
-			if n, err = strconv.ParseUint(gr, 10, 32); err != nil {
-				return 255, usageError("--user", "it is UID[:GID], in numbers")
-			}
-			p.User.GID = uint32(n)
-		}
-	}
-	for _, s := range gids {
-		n, err := strconv.ParseUint(s, 10, 32)
-		if err != nil {
-			return 255, usageError("--additional-gids", strconv.Quote(s)+" is not a number")
-		}
-		p.User.AdditionalGids = append(p.User.AdditionalGids, uint32(n))
-	}
-	if len(caps) > 0 {
-		l := runspec.LinuxCapabilities{}
-		if p.Capabilities != nil {
-			l = *p.Capabilities
-		}
-		for _, s := range caps {
-			l.Bounding = append(l.Bounding[:len(l.Bounding):len(l.Bounding)], s)
-			l.Effective = append(l.Effective[:len(l.Effective):len(l.Effective)], s)
-			l.Permitted = append(l.Permitted[:len(l.Permitted):len(l.Permitted)], s)
-		}
-		p.Capabilities = &l
-	}
-	o := launch.ExecOptions{Process: p, Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, Warn: g.warn}
-	if o.Preserve, err = preserved(preserve); err != nil {
-		return 255, err
-	}
-	if p.Terminal {
-		switch {
-		case console != "":
-			if o.ConsoleSocket, err = launch.DialConsole(console); err != nil {
-				return 255, err
-			}
-		case detach:
-			return 255, usageError("exec --detach", "a terminal needs --console-socket")
-		}
-	}
-	x, err := c.Exec(o)
-	if err != nil {
-		if code := exitCode(err); code != 1 {
-			return code, err
-		}
-		return 255, err
-	}
-	if err := writePid(pidFile, x.Pid()); err != nil {
-		_ = x.Signal(int(unix.SIGKILL))
-		return 255, err
-	}
-	var r *relay
-	if t := x.Console(); t != nil {
-		if r, err = startRelay(t); err != nil {
-			_ = x.Signal(int(unix.SIGKILL))
-			return 255, err
-		}
-		defer r.stop()
-	}
-	if detach {
-		return 0, nil
-	}
-	stop := forwardSignals(x.Signal, r)
-	e, err := x.Wait()
-	stop()
-	r.stop()
-	return e.Code, err
-}
-
 func cmdState(g *globals, args []string) (int, error) {
-	rest, err := (&flags{}).parse(args, true)
-	if err != nil {
-		return 1, err
-	}
-	id, err := one(rest, "container id")
-	if err != nil {
-		return 1, err
-	}
-	c, err := launch.Load(g.root, id)
+	c, err := loaded(g, &flags{of: "state"}, args)
 	if err != nil {
 		return 1, err
 	}
@@ -433,8 +362,8 @@ func printJSON(v any) error {
 
 func cmdKill(g *globals, args []string) (int, error) {
 	var all bool
-	f := flags{}
-	f.bool(&all, "all", "a")
+	f := flags{of: "kill"}
+	f.bool(&all, "send it to every process of the container; no error when it has ended", "all", "a")
 	rest, err := f.parse(args, true)
 	if err != nil {
 		return 1, err
@@ -447,7 +376,7 @@ func cmdKill(g *globals, args []string) (int, error) {
 			return 1, err
 		}
 	default:
-		return 1, usageError("kill", "a container id and perhaps a signal are needed")
+		return 1, f.bad("", "a container id and perhaps a signal are needed")
 	}
 	c, err := launch.Load(g.root, rest[0])
 	if err != nil {
@@ -462,7 +391,7 @@ func cmdKill(g *globals, args []string) (int, error) {
 // signalNumber reads "9", "KILL" or "SIGKILL".
 func signalNumber(s string) (unix.Signal, error) {
 	if n, err := strconv.Atoi(s); err == nil {
-		if n > 0 && n < 65 {
+		if n >= 0 && n < 65 { // 0 asks whether the process is there (kill(2))
 			return unix.Signal(n), nil
 		}
 	} else {
@@ -479,18 +408,18 @@ func signalNumber(s string) (unix.Signal, error) {
 			}
 		}
 	}
-	return 0, usageError(strconv.Quote(s), "there is no such signal")
+	return 0, usageOf("kill", strconv.Quote(s), "there is no such signal")
 }
 
 func cmdDelete(g *globals, args []string) (int, error) {
 	var force bool
-	f := flags{}
-	f.bool(&force, "force", "f")
+	f := flags{of: "delete"}
+	f.bool(&force, "kill it first, and be content when there is no such container", "force", "f")
 	rest, err := f.parse(args, true)
 	if err != nil {
 		return 1, err
 	}
-	id, err := one(rest, "container id")
+	id, err := f.one(rest)
 	if err != nil {
 		return 1, err
 	}
@@ -511,17 +440,22 @@ func cmdDelete(g *globals, args []string) (int, error) {
 
 func cmdSpec(_ *globals, args []string) (int, error) {
 	var bundle string
-	f := flags{}
-	f.str(&bundle, "bundle", "b")
-	f.refuse("rootless containers are not supported yet", false, "rootless")
+	var rootless bool
+	f := flags{of: "spec"}
+	f.str(&bundle, "DIR", "where to write it (default the current directory)", "bundle", "b")
+	f.bool(&rootless, "for a container that its user, not root, makes: with a user namespace", "rootless")
 	rest, err := f.parse(args, true)
 	if err != nil {
 		return 1, err
 	}
 	if len(rest) > 0 {
-		return 1, usageError("spec", "it takes no argument")
+		return 1, f.bad("", "it takes no argument")
 	}
-	b, err := json.MarshalIndent(defaultSpec(), "", "\t")
+	spec := defaultSpec()
+	if rootless {
+		makeRootless(spec)
+	}
+	b, err := json.MarshalIndent(spec, "", "\t")
 	if err != nil {
 		return 1, err
 	}
@@ -538,7 +472,7 @@ func cmdSpec(_ *globals, args []string) (int, error) {
 
 func cmdPlan(g *globals, args []string) (int, error) {
 	var c createFlags
-	id, err := c.parse(append(args[:len(args):len(args)], "plan"), false)
+	id, err := c.parse(args, "plan")
 	if err != nil {
 		return 1, err
 	}

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"strings"
+
 	"github.com/onggi/onggi/runtime/plan"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
@@ -8,8 +11,11 @@ import (
 
 // cmdFeatures prints what this runtime supports (features.md of the runtime specification).
 func cmdFeatures(_ *globals, args []string) (int, error) {
-	if _, err := (&flags{}).parse(args, true); err != nil {
+	f := flags{of: "features"}
+	if rest, err := f.parse(args, true); err != nil {
 		return 1, err
+	} else if len(rest) > 0 {
+		return 1, f.bad("", "it takes no argument")
 	}
 	yes, no := true, false
 	return 0, printJSON(&features.Features{
@@ -70,5 +76,35 @@ func defaultSpec() *runspec.Spec {
 			},
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
+	}
+}
+
+// makeRootless changes a spec for a user without privileges: a user namespace in which they are root, no network
+// namespace (nobody would connect it), no group for devpts, the host's /sys bound, and no limits.
+func makeRootless(s *runspec.Spec) {
+	var kept []runspec.LinuxNamespace
+	for _, n := range s.Linux.Namespaces {
+		if n.Type != runspec.NetworkNamespace && n.Type != runspec.UserNamespace {
+			kept = append(kept, n)
+		}
+	}
+	s.Linux.Namespaces = append(kept, runspec.LinuxNamespace{Type: runspec.UserNamespace})
+	s.Linux.UIDMappings = []runspec.LinuxIDMapping{{HostID: uint32(os.Geteuid()), Size: 1}}
+	s.Linux.GIDMappings = []runspec.LinuxIDMapping{{HostID: uint32(os.Getegid()), Size: 1}}
+	s.Linux.Resources = nil
+	for i := range s.Mounts {
+		m := &s.Mounts[i]
+		switch m.Destination {
+		case "/sys":
+			*m = runspec.Mount{Destination: "/sys", Type: "none", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
+		default:
+			var options []string
+			for _, o := range m.Options {
+				if !strings.HasPrefix(o, "gid=") && !strings.HasPrefix(o, "uid=") {
+					options = append(options, o)
+				}
+			}
+			m.Options = options
+		}
 	}
 }

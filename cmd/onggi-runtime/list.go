@@ -14,11 +14,13 @@ import (
 
 func cmdList(g *globals, args []string) (int, error) {
 	format, quiet := "table", false
-	f := flags{}
-	f.str(&format, "format", "f")
-	f.bool(&quiet, "quiet", "q")
-	if _, err := f.parse(args, true); err != nil {
+	f := flags{of: "list"}
+	f.str(&format, "FORMAT", "table (default) or json", "format", "f")
+	f.bool(&quiet, "print only ids", "quiet", "q")
+	if rest, err := f.parse(args, true); err != nil {
 		return 1, err
+	} else if len(rest) > 0 {
+		return 1, f.bad("", "it takes no argument")
 	}
 	states, err := launch.List(g.root)
 	if err != nil {
@@ -36,7 +38,7 @@ func cmdList(g *globals, args []string) (int, error) {
 		}
 		return 0, printJSON(states)
 	case format != "table":
-		return 1, usageError("--format", "its values are table and json")
+		return 1, f.bad("--format", "its values are table and json")
 	}
 	rows := [][]string{{"ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"}}
 	for _, s := range states {
@@ -68,14 +70,14 @@ func printTable(rows [][]string) {
 
 func cmdPs(g *globals, args []string) (int, error) {
 	format := "table"
-	f := flags{}
-	f.str(&format, "format", "f")
+	f := flags{of: "ps"}
+	f.str(&format, "FORMAT", "table (default) or json", "format", "f")
 	rest, err := f.parse(args, false)
 	if err != nil {
 		return 1, err
 	}
 	if len(rest) == 0 {
-		return 1, usageError("ps", "a container id is needed")
+		return 1, f.bad("", "a container id is needed")
 	}
 	// runc's users put flags behind the id as well; options of ps(1) stand behind "--" or are not ours
 	id, rest := rest[0], rest[1:]
@@ -106,7 +108,7 @@ func cmdPs(g *globals, args []string) (int, error) {
 	case "table":
 		return 0, psTable(pids, rest)
 	}
-	return 1, usageError("--format", "its values are table and json")
+	return 1, f.bad("--format", "its values are table and json")
 }
 
 // psTable shows ps(1)'s lines of the given processes.

@@ -6,6 +6,7 @@ package main
 import (
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,6 +24,7 @@ type globals struct {
 	root      string
 	log       string
 	logFormat string
+	criu      string
 	debug     bool
 }
 
@@ -32,18 +34,18 @@ func main() {
 }
 
 func run(args []string) int {
-	g := globals{root: defaultRoot(), logFormat: "text"}
+	g := globals{root: defaultRoot(), logFormat: "text", criu: "criu"}
 	f := flags{}
-	f.str(&g.root, "root")
-	f.str(&g.log, "log")
-	f.str(&g.logFormat, "log-format")
-	f.bool(&g.debug, "debug")
-	var systemd, showVersion, help bool
+	var systemd, showVersion bool
 	var rootless string
-	f.bool(&systemd, "systemd-cgroup")
-	f.str(&rootless, "rootless")
-	f.bool(&showVersion, "version", "v")
-	f.bool(&help, "help", "h")
+	f.str(&g.root, "DIR", "where the states of containers are kept; a file system that a reboot empties (default "+g.root+")", "root")
+	f.str(&g.log, "FILE", "append errors, warnings and with --debug all phases to this file, as records that engines read", "log")
+	f.str(&g.logFormat, "FORMAT", "of the records: text (default) or json", "log-format")
+	f.bool(&g.debug, "record more, and print warnings", "debug")
+	f.bool(&systemd, "have systemd make the control groups; linux.cgroupsPath is then SLICE:PREFIX:NAME", "systemd-cgroup")
+	f.str(&g.criu, "PATH", "the criu program for checkpoint and restore (default criu, in PATH)", "criu")
+	f.str(&rootless, "VALUE", "accepted for the users of runc: auto, true or false. What may be done is found out", "rootless")
+	f.bool(&showVersion, "print the version", "version", "v")
 	rest, err := f.parse(args, false)
 	if err != nil {
 		return g.fail("", err)
@@ -51,8 +53,8 @@ func run(args []string) int {
 	switch {
 	case showVersion:
 		return printVersion()
-	case help || len(rest) == 0:
-		_, _ = os.Stdout.WriteString(usage)
+	case len(rest) == 0:
+		printHelp(&f)
 		return 0
 	case systemd:
 		return g.fail("", &errdefs.Error{
@@ -60,13 +62,20 @@ func run(args []string) int {
 			Why: "the systemd driver is not supported yet", Fix: "set the engine's cgroup manager to cgroupfs",
 		})
 	case rootless != "" && rootless != "auto" && rootless != "true" && rootless != "false":
-		return g.fail("", usageError("--rootless", "its values are auto, true and false"))
+		return g.fail("", f.bad("--rootless", "its values are auto, true and false"))
 	case g.logFormat != "text" && g.logFormat != "json":
-		return g.fail("", usageError("--log-format", "its values are text and json"))
+		return g.fail("", f.bad("--log-format", "its values are text and json"))
 	}
 	name, rest := rest[0], rest[1:]
 	if c, ok := more[name]; ok {
 		return c(rest)
+	}
+	if name == "help" || name == "h" {
+		if len(rest) == 0 {
+			printHelp(&f)
+			return 0
+		}
+		name, rest = rest[0], []string{"--help"}
 	}
 	for i := range commands {
 		if c := &commands[i]; c.name == name {
@@ -75,16 +84,26 @@ func run(args []string) int {
 				if code == 0 {
 					code = 1
 				}
-				g.fail(name, err)
+				if g.fail(name, err) == 0 {
+					return 0
+				}
 			}
 			return code
 		}
 	}
-	return g.fail("", usageError(name, "there is no such command"))
+	return g.fail("", f.bad(strconv.Quote(name), "there is no such command"))
 }
 
-func usageError(what, why string) error {
-	return &errdefs.Error{Op: "use", What: what, Kind: errdefs.InvalidArgument, Why: why, Fix: "see: onggi-runtime --help"}
+// usageOf is the error of a wrong use of a command, or of the program when command is "".
+func usageOf(command, what, why string) error {
+	see := "onggi-runtime --help"
+	if command != "" {
+		see = "onggi-runtime " + command + " --help"
+	}
+	if what == "" {
+		what = command
+	}
+	return &errdefs.Error{Op: "use", What: what, Kind: errdefs.InvalidArgument, Why: why, Fix: "see: " + see}
 }
 
 func defaultRoot() string {
@@ -98,6 +117,9 @@ func defaultRoot() string {
 
 // fail tells the user and the engine's log file, and returns the exit code of a failed command.
 func (g *globals) fail(command string, err error) int {
+	if _, ok := err.(helpAsked); ok {
+		return 0
+	}
 	msg := err.Error()
 	text := "onggi-runtime: "
 	if command != "" {
@@ -138,6 +160,13 @@ func (g *globals) warn(msg string) {
 	g.write("warning", msg)
 }
 
+// record tells the log, with --debug, what was done.
+func (g *globals) record(msg string) {
+	if g.debug {
+		g.write("debug", msg)
+	}
+}
+
 // quote writes a JSON string.
 func quote(s string) string {
 	var b strings.Builder
@@ -168,30 +197,3 @@ func printVersion() int {
 	_, _ = os.Stdout.WriteString("onggi-runtime version " + version + "\nspec: " + specVersion + "\n")
 	return 0
 }
-
-const usage = `onggi-runtime runs containers from OCI bundles.
-
-  onggi-runtime [global flags] COMMAND [flags] [arguments]
-
-Commands
-  spec      write a default config.json
-  create    make a container, ready to start          create [flags] ID
-  start     execute the command of a created one      start ID
-  run       create, start, wait and delete            run [flags] ID
-  exec      run another command inside                exec [flags] ID COMMAND [ARG...]
-  state     print a container's state as JSON         state ID
-  kill      send a signal (default SIGTERM)           kill [--all] ID [SIGNAL]
-  delete    remove what is left of a container        delete [--force] ID
-  list      list containers                           list [--format table|json] [--quiet]
-  ps        list a container's processes              ps [--format table|json] ID [ps options]
-  features  print what this runtime supports as JSON
-  plan      print the operations that would make a container from a bundle
-
-Global flags
-  --root DIR           where states are kept (default ` + "/run/onggi-runtime" + `)
-  --log FILE           append errors and warnings to this file
-  --log-format FORMAT  text or json
-  --debug              print warnings
-  --rootless VALUE     accepted for runc's users: auto, true or false
-  --version, --help
-`

@@ -99,3 +99,21 @@ func forwardSignals(send func(int) error, r *relay) (stop func()) {
 	}()
 	return c.Release
 }
+
+// reapOthers takes away, while the process pid lives, other children that have ended: what the container has left in
+// this pid namespace comes to a subreaper (prctl(2)) when its parent ends. It never takes pid itself.
+func reapOthers(pid int) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, unix.SIGCHLD)
+	go func() {
+		for range c {
+			for {
+				ended, err := sys.EndedChild()
+				if err != nil || ended == 0 || ended == pid {
+					break
+				}
+				_, _ = unix.Wait4(ended, nil, unix.WNOHANG, nil)
+			}
+		}
+	}()
+}

@@ -50,7 +50,13 @@ func Load(root, id string) (*Container, error) {
 func (c *Container) Pid() int { return c.pid }
 
 // State is what the runtime specification calls the state.
-func (c *Container) State() State { return c.record.state() }
+func (c *Container) State() State {
+	s := c.record.state()
+	if s.Status == runspec.StateRunning || s.Status == runspec.StateCreated {
+		s.Status = c.status()
+	}
+	return s
+}
 
 // Console is the terminal's master side when Create received it; nil otherwise. The caller closes it.
 func (c *Container) Console() *os.File { return c.console }
@@ -216,7 +222,13 @@ func (c *Container) startByOther() error {
 		return err
 	}
 	c.pid = c.record.Pid
-	if s := c.record.status(); s != runspec.StateCreated {
+	switch s := c.status(); s {
+	case runspec.StateCreated:
+	case runspec.StateRunning:
+		return &errdefs.Error{Op: "start", What: "an already running container: " + id, Kind: errdefs.Conflict}
+	case runspec.StateStopped:
+		return &errdefs.Error{Op: "start", What: "a container that has stopped: " + id, Kind: errdefs.Conflict}
+	default:
 		return &errdefs.Error{Op: "start container", What: id, Kind: errdefs.Conflict, Why: "it is " + string(s) + ", not created"}
 	}
 	dir := path.Join(c.root, id)
@@ -282,12 +294,20 @@ func exitOf(ws unix.WaitStatus) monitor.Exit {
 	return e
 }
 
-// Signal sends a signal to the first process. Conflict when it has ended.
+// Signal sends a signal to the first process, and SIGKILL to all when the container has no pid namespace of its own: no
+// kernel ends the others then. Conflict when the first process has ended.
 func (c *Container) Signal(sig int) error {
 	if c.ended || !c.record.alive() {
 		return notRunning(c.record.ID)
 	}
-	return c.signalProcess(sig)
+	err := c.signalProcess(sig)
+	if err == nil && unix.Signal(sig) == unix.SIGKILL {
+		if !c.hasPidNamespace() {
+			return c.SignalAll(sig)
+		}
+		c.thaw()
+	}
+	return err
 }
 
 func notRunning(id string) error {
@@ -392,7 +412,7 @@ func (c *Container) remove(force bool) error {
 		if c.record.alive() {
 			if !force {
 				return &errdefs.Error{
-					Op: "delete container", What: id, Kind: errdefs.Conflict, Why: "it is " + string(c.record.status()),
+					Op: "delete container", What: id + " that is not stopped", Kind: errdefs.Conflict, Why: string(c.status()),
 					Fix: "stop it first, or use delete --force",
 				}
 			}
@@ -438,6 +458,7 @@ func (c *Container) killAndWait() {
 		return
 	}
 	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	c.thaw()
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for deadline := time.Now().Add(10 * time.Second); ; {
 		n, err := unix.Poll(p, int(max(time.Until(deadline).Milliseconds(), 0)))

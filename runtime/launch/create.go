@@ -209,7 +209,7 @@ func (k *creation) record() error {
 	k.lock = fd
 	r := &record{
 		Version: k.spec.Version, ID: k.ID, Status: runspec.StateCreating, Bundle: k.Bundle, Rootfs: k.rootfs(),
-		Created: time.Now().UTC(), Owner: os.Getuid(), Cgroup: k.groupPath, Terminal: k.spec.Process.Terminal,
+		Created: time.Now().UTC(), Owner: os.Getuid(), Cgroup: k.groupPath, Terminal: k.spec.Process.Terminal, NoKeyring: k.NoNewKeyring,
 		Namespaces: k.spec.Linux.Namespaces, Annotations: k.spec.Annotations, Process: k.spec.Process, Linux: kept(k.spec.Linux),
 	}
 	if h := k.spec.Hooks; h != nil && len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 {

@@ -771,6 +771,8 @@ func decodeRecord(b []byte) (*record, error) {
 			r.Cgroup = d.str()
 		case "terminal":
 			r.Terminal = d.boolean()
+		case "noNewKeyring":
+			r.NoKeyring = d.boolean()
 		case "namespaces":
 			l := runspec.Linux{}
 			list(d, &l.Namespaces, func(n *runspec.LinuxNamespace) {

@@ -91,7 +91,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	n, mask := -5, uint32(0)
 	want := &record{
 		Version: "1.2.0", ID: "a", Status: "created", Pid: 7, Started: 1 << 60, Bundle: "/b \"q\" é", Rootfs: "/r",
-		Created: time.Unix(1700000000, 123).UTC(), Owner: 3, Cgroup: "/x", Terminal: true,
+		Created: time.Unix(1700000000, 123).UTC(), Owner: 3, Cgroup: "/x", Terminal: true, NoKeyring: true,
 		Namespaces: []runspec.LinuxNamespace{{Type: "pid"}, {Type: "network", Path: "/p"}}, Annotations: map[string]string{"k": "v"},
 		Hooks: &runspec.Hooks{Poststop: []runspec.Hook{{Path: "/h"}}},
 		Process: &runspec.Process{

@@ -27,6 +27,7 @@ func (r *record) encode() ([]byte, error) {
 	e.num("owner", uint64(r.Owner))
 	e.str("cgroup", r.Cgroup)
 	e.boolean("terminal", r.Terminal)
+	e.boolean("noNewKeyring", r.NoKeyring)
 	if len(r.Namespaces) > 0 {
 		e.name("namespaces")
 		e.b = append(e.b, '[')

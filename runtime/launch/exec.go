@@ -22,7 +22,17 @@ type ExecOptions struct {
 	Replica       bool
 	ConsoleSocket *os.File
 	Preserve      []*os.File
-	Warn          func(string)
+	// Below are groups below the container's that the process joins instead.
+	Below []Below
+	// IgnorePaused starts the process in a paused container too: Exec then returns when that is resumed.
+	IgnorePaused bool
+	Warn         func(string)
+}
+
+// Below names an existing group below a container's: of the hierarchies of these v1 controllers only, or of all.
+type Below struct {
+	Controllers []string
+	Path        string
 }
 
 // Process is another process in a container.
@@ -63,6 +73,8 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 	r := c.record
 	switch s := r.status(); s {
 	case runspec.StateRunning, runspec.StateCreated:
+	case runspec.StateStopped:
+		return nil, &errdefs.Error{Op: "exec in", What: "a stopped container: " + r.ID, Kind: errdefs.Conflict}
 	default:
 		return nil, &errdefs.Error{Op: "exec in container", What: r.ID, Kind: errdefs.Conflict, Why: "it is " + string(s) + ", not running"}
 	}
@@ -91,6 +103,21 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
 		return nil, err
 	}
+	if group != nil && !o.IgnorePaused && c.frozen() {
+		return nil, &errdefs.Error{
+			Op: "exec in", What: "a paused container: " + r.ID, Kind: errdefs.Conflict,
+			Fix: "resume it first, or wait for that with: onggi-runtime exec --ignore-paused",
+		}
+	}
+	for _, b := range o.Below {
+		if group == nil {
+			return nil, err
+		}
+		if group, err = group.Below(b.Path, b.Controllers...); err != nil {
+			return nil, err
+		}
+		defer group.Close() //nolint:errcheck // handles
+	}
 	linux := &runspec.Linux{}
 	if r.Linux != nil {
 		*linux = *r.Linux
@@ -106,7 +133,7 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 		}
 		linux.Namespaces = append(linux.Namespaces, n)
 	}
-	in := &plan.Input{Spec: &runspec.Spec{Process: o.Process, Linux: linux}, ID: r.ID, Replica: o.Replica}
+	in := &plan.Input{Spec: &runspec.Spec{Process: o.Process, Linux: linux}, ID: r.ID, Replica: o.Replica, NoNewKeyring: r.NoKeyring}
 	if in.Filter, err = c.filter(); err != nil {
 		return nil, err
 	}

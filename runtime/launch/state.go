@@ -27,6 +27,7 @@ type record struct {
 	Owner       int                      `json:"owner"`
 	Cgroup      string                   `json:"cgroup,omitempty"` // our path in every hierarchy; "" without one
 	Terminal    bool                     `json:"terminal,omitempty"`
+	NoKeyring   bool                     `json:"noNewKeyring,omitempty"`
 	Namespaces  []runspec.LinuxNamespace `json:"namespaces,omitempty"`
 	Annotations map[string]string        `json:"annotations,omitempty"`
 	Hooks       *runspec.Hooks           `json:"hooks,omitempty"` // those that are still to be run
@@ -82,7 +83,7 @@ func lock(root, id string, create bool) (int, error) {
 		}
 		if err := unix.Mkdir(dir, 0o700); err == unix.EEXIST {
 			return -1, &errdefs.Error{
-				Op: "create container", What: id, Kind: errdefs.AlreadyExists, Why: "a container with this id exists",
+				Op: "create container", What: id, Kind: errdefs.AlreadyExists, Why: "a container with this ID already exists",
 				Fix: "use another id, or remove it with: onggi-runtime delete --force " + id,
 			}
 		} else if err != nil {
@@ -253,7 +254,11 @@ func List(root string) ([]State, error) {
 			continue
 		}
 		if r, err := readRecord(root, e.Name()); err == nil {
-			out = append(out, r.state())
+			c := &Container{root: root, record: r, pid: r.Pid, control: -1, report: -1}
+			out = append(out, c.State())
+			if c.group != nil {
+				_ = c.group.Close()
+			}
 		}
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })

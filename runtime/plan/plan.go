@@ -553,9 +553,15 @@ func (c *compiler) hasUser() bool {
 
 func (c *compiler) session() {
 	c.op(unix.SYS_SETSID, "start a session", "").ErrMask = errnos(int(unix.EPERM)) // already a leader
-	if !c.in.NoNewKeyring && !c.joined {
-		// Not every kernel has keys, and their number is limited; the old keyring is not a way out of the container.
-		c.op(unix.SYS_KEYCTL, "make a session keyring", "", num(unix.KEYCTL_JOIN_SESSION_KEYRING), c.s("_ses."+c.in.ID)).ErrMask = anyErrno
+	if !c.in.NoNewKeyring {
+		// Not every kernel has keys, and their number is limited. exec finds the container's by its name, for which the
+		// user must have the right to search it (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING): the rights of a new one and that.
+		ring := c.cell()
+		o := c.op(unix.SYS_KEYCTL, "join the session keyring", "", num(unix.KEYCTL_JOIN_SESSION_KEYRING), c.s("_ses."+c.in.ID))
+		o.ErrMask, o.Dst = anyErrno, uint64(ring)
+		if !c.joined {
+			c.op(unix.SYS_KEYCTL, "let exec find the session keyring", "", num(unix.KEYCTL_SETPERM), ring.get(), num(0x3f1b0000)).ErrMask = anyErrno
+		}
 	}
 }
 

@@ -299,7 +299,7 @@ func cmdRun(g *globals, args []string) (int, error) {
 		g.phases(c.timing, k.Spans())
 		return 0, nil
 	}
-	if !c.noReaper {
+	if !c.noReaper && !ownPids(o.Spec) {
 		reapOthers(k.Pid())
 	}
 	stop := forwardSignals(k.Signal, relay)
@@ -320,6 +320,16 @@ func cmdRun(g *globals, args []string) (int, error) {
 		return 1, err
 	}
 	return code, nil
+}
+
+// ownPids reports whether a container gets a pid namespace of its own, whose first process adopts all others.
+func ownPids(s *runspec.Spec) bool {
+	for _, n := range s.Linux.Namespaces {
+		if n.Type == runspec.PIDNamespace {
+			return n.Path == ""
+		}
+	}
+	return false
 }
 
 // phases records how long each phase took, and with on prints it.

@@ -103,16 +103,22 @@ func forwardSignals(send func(int) error, r *relay) (stop func()) {
 // reapOthers takes away, while the process pid lives, other children that have ended: what the container has left in
 // this pid namespace comes to a subreaper (prctl(2)) when its parent ends. It never takes pid itself.
 func reapOthers(pid int) {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, unix.SIGCHLD)
+	c, err := sys.Catch(false, unix.SIGCHLD)
+	if err != nil {
+		return // they stay until this process ends
+	}
 	go func() {
-		for range c {
+		var b [64]byte
+		for {
 			for {
 				ended, err := sys.EndedChild()
 				if err != nil || ended == 0 || ended == pid {
 					break
 				}
 				_, _ = unix.Wait4(ended, nil, unix.WNOHANG, nil)
+			}
+			if _, err := c.Read(b[:]); err != nil {
+				return
 			}
 		}
 	}()

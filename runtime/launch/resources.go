@@ -90,7 +90,12 @@ func (c *Container) Update(r *runspec.LinuxResources) error {
 			return err
 		}
 		before := limitsOf(g)
-		if err := g.Apply(withDefaultDevices(r)); err != nil {
+		rest, devices := withDefaultDevices(r)
+		err = g.Apply(rest)
+		if err == nil && len(r.Devices) > 0 {
+			err = g.Apply(&runspec.LinuxResources{Devices: devices})
+		}
+		if err != nil {
 			return errors.Join(err, before.restore())
 		}
 		return nil

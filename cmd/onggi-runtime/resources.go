@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -31,9 +29,6 @@ func cmdResume(g *globals, args []string) (int, error) {
 	}
 	return 0, c.Resume()
 }
-
-// maxResources bounds what update reads: engines send some kilobytes.
-const maxResources = 4 << 20
 
 // cmdUpdate changes limits. Flags that are not given leave their limit alone.
 func cmdUpdate(g *globals, args []string) (int, error) {
@@ -135,33 +130,25 @@ func cmdUpdate(g *globals, args []string) (int, error) {
 		if r.Memory != nil || r.CPU != nil || r.Pids != nil || r.BlockIO != nil {
 			return 1, f.bad("--resources", "the file says it all: no limit can be given beside it")
 		}
-		if err := readResources(file, &r); err != nil {
+		given, err := readResources(file)
+		if err != nil {
 			return 1, err
 		}
+		return 0, c.Update(given)
 	}
 	return 0, c.Update(&r)
 }
 
-func readResources(file string, r *runspec.LinuxResources) error {
-	in := os.Stdin
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return err
-		}
-		defer f.Close() //nolint:errcheck // read only
-		in = f
+func readResources(file string) (*runspec.LinuxResources, error) {
+	if file == "-" {
+		return launch.LoadResources(os.Stdin)
 	}
-	b, err := io.ReadAll(io.LimitReader(in, maxResources+1))
-	if err == nil && len(b) > maxResources {
-		err = &errdefs.Error{Op: "read", What: file, Kind: errdefs.Exhausted, Why: "it is too large"}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		if e := json.NewDecoder(bytes.NewReader(b)).Decode(r); e != nil {
-			err = &errdefs.Error{Op: "read the resources from", What: file, Kind: errdefs.InvalidArgument, Err: e}
-		}
-	}
-	return err
+	defer f.Close() //nolint:errcheck // read only
+	return launch.LoadResources(f)
 }
 
 // parseSize reads bytes with a suffix as docker's and runc's users write them: "64m", "1.5g", "512KiB", "-1".

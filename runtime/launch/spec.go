@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"encoding/json"
 	"io"
 	"os"
 	"path"
@@ -51,6 +52,24 @@ func readBounded(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // read only
+	return readAll(f, limit)
+}
+
+// LoadResources reads linux.resources from an open file, a pipe perhaps (update --resources).
+func LoadResources(f *os.File) (*runspec.LinuxResources, error) {
+	b, err := readAll(f, maxSpec)
+	if err != nil {
+		return nil, err
+	}
+	r := &runspec.LinuxResources{}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, &errdefs.Error{Op: "read the resources from", What: f.Name(), Kind: errdefs.InvalidArgument, Err: err}
+	}
+	return r, nil
+}
+
+// readAll reads to the end, or to more than limit, which is an error.
+func readAll(f *os.File, limit int64) ([]byte, error) {
 	size := int64(32 << 10)
 	if st, err := f.Stat(); err == nil && st.Size() > 0 {
 		size = st.Size() + 512
@@ -72,7 +91,7 @@ func readBounded(name string, limit int64) ([]byte, error) {
 			return nil, err
 		}
 		if int64(len(b)) > limit {
-			return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.Exhausted, Why: "it is too large"}
+			return nil, &errdefs.Error{Op: "read", What: f.Name(), Kind: errdefs.Exhausted, Why: "it is too large"}
 		}
 	}
 }

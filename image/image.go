@@ -40,7 +40,7 @@ type Store struct {
 	snapshots *snapshot.Store
 }
 
-// Open opens or makes the store; content and snapshot lie in the same root. dir holds the lock and the leases, and may
+// Open opens or makes the store; content and snapshot lie in the same root. dir holds the lock, the leases and the trash, and may
 // be the content store's own directory; index.json is always in the latter, since it is part of the layout.
 func Open(dir string, c *content.Store, s *snapshot.Store) (*Store, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "leases"), 0o700); err != nil {
@@ -132,20 +132,7 @@ func (s *Store) List() ([]*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []*Image
-	byID := map[digest.Digest]*Image{}
-	for _, e := range idx {
-		if e.id == "" {
-			continue
-		}
-		if img := byID[e.id]; img != nil {
-			img.addName(e)
-			continue
-		}
-		img := e.image()
-		byID[e.id] = img
-		all = append(all, img)
-	}
+	all := idx.images()
 	sortByAge(all)
 	return all, nil
 }

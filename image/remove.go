@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/reference"
@@ -35,6 +36,13 @@ func (s *Store) Remove(ctx context.Context, nameOrID string, force bool, inUse f
 	if inUse == nil {
 		inUse = func(digest.Digest) bool { return false }
 	}
+	return s.remove(ctx, func(idx index) (next, gone index, out []Removed, err error) {
+		return idx.remove(nameOrID, force, inUse)
+	})
+}
+
+// remove takes what pick says out of the index, and then deletes what nothing else needs.
+func (s *Store) remove(ctx context.Context, pick func(index) (next, gone index, out []Removed, err error)) (_ []Removed, err error) {
 	if err := s.recover(ctx); err != nil {
 		return nil, err
 	}
@@ -55,7 +63,7 @@ func (s *Store) Remove(ctx context.Context, nameOrID string, force bool, inUse f
 	var gone index
 	untag := func() error {
 		return s.change(ctx, func(idx index) (next index, err error) {
-			next, gone, out, err = idx.remove(nameOrID, force, inUse)
+			next, gone, out, err = pick(idx)
 			if err != nil {
 				return nil, err
 			}
@@ -76,9 +84,9 @@ func (s *Store) Remove(ctx context.Context, nameOrID string, force bool, inUse f
 	}
 	err = steps.Do("collect", func() error {
 		deleted, err := s.collect(ctx, l.held, l)
-		for i, e := range gone {
-			if e.id != "" && !slices.ContainsFunc(gone[:i], func(o entry) bool { return o.id == e.id }) {
-				out = append(out, Removed{Deleted: string(e.id)})
+		for _, id := range gone.ids() {
+			if r := (Removed{Deleted: string(id)}); !slices.Contains(out, r) {
+				out = append(out, r)
 			}
 		}
 		for _, d := range deleted {
@@ -287,8 +295,12 @@ func (s *Store) needed(own *lease) (map[digest.Digest]bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	trash, err := s.trashed()
+	if err != nil {
+		return nil, err
+	}
 	seen := map[[3]digest.Digest]bool{}
-	for _, e := range idx {
+	for _, e := range append(idx, trash...) {
 		k := [3]digest.Digest{e.desc.Digest, e.target.Digest, e.id}
 		if seen[k] {
 			continue
@@ -334,8 +346,15 @@ func (s *Store) collect(ctx context.Context, candidates map[digest.Digest]bool, 
 	}
 	slices.Sort(removed)
 	empty, err := s.snapshots.TakeOut(removed)
-	if err := os.Remove(s.indexPath() + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := ignoreMissing(os.Remove(s.indexPath() + ".new")); err != nil {
 		return nil, err
+	}
+	if half, _ := filepath.Glob(s.trashPath("*.new")); len(half) > 0 {
+		for _, p := range half {
+			if err := ignoreMissing(os.Remove(p)); err != nil {
+				return nil, err
+			}
+		}
 	}
 	l.release()
 	return removed, errors.Join(err, empty())
@@ -350,6 +369,10 @@ func (s *Store) Sweep(ctx context.Context) (err error) {
 	}()
 	dead, err := s.deadLeases(ctx)
 	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if err := s.EmptyTrash(ctx, func(t *Trash) bool { return !now.Before(t.Expires) }); err != nil {
 		return err
 	}
 	if err := s.content.Sweep(ctx); err != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/reference"
@@ -307,7 +308,7 @@ func TestFaultsAndKills(t *testing.T) {
 	archive := filepath.Join(t.TempDir(), "in.tar")
 	must(t, os.WriteFile(archive, dockerArchive(map[string][]string{"a": {"loaded:1"}}, map[string]*testImage{"a": imageOf("amd64", base, layerOf("", file{"l", strings.Repeat("l", 2<<20)}))}), 0o600))
 
-	for _, op := range []string{"pull", "load", "import", "remove"} {
+	for _, op := range []string{"pull", "load", "import", "remove", "discard", "undo", "empty"} {
 		run := func(dir, fault, names string) (string, error) {
 			cmd := exec.Command(bin, "-test.run=^TestFaultsAndKills$")
 			cmd.Env = append(os.Environ(), "ONGGI_TEST_FAULTS="+op, "ONGGI_TEST_ROOT="+dir, "ONGGI_TEST_REF="+f.ref(t, "multi").String(),
@@ -325,7 +326,7 @@ func TestFaultsAndKills(t *testing.T) {
 		steps := strings.Fields(string(b))
 		slices.Sort(steps)
 		steps = slices.Compact(steps)
-		if len(steps) < 3 {
+		if len(steps) < 2 {
 			t.Errorf("%s has only the steps %v", op, steps)
 		}
 		for _, step := range steps {
@@ -361,6 +362,14 @@ func TestFaultsAndKills(t *testing.T) {
 						_, err := s.Remove(bg, string(img.ID), true, nil)
 						must(t, err)
 					}
+					if what == "kill" && (op == "discard" || op == "undo") {
+						trash, err := s.Trash()
+						must(t, err)
+						if len(all) < 2 && (len(trash) != 1 || len(trash[0].Entries) != 1) {
+							t.Errorf("%s with %s: the image is neither here nor in the trash: %v", op, fault, trash)
+						}
+					}
+					must(t, s.EmptyTrash(bg, func(*Trash) bool { return true }))
 					wantNothing(t, s)
 				}
 			}
@@ -395,8 +404,15 @@ func faultChild(t *testing.T) {
 	_, err := pull(t, s, parse(t, os.Getenv("ONGGI_TEST_KEEP")))
 	must(t, err)
 	ref := parse(t, os.Getenv("ONGGI_TEST_REF"))
-	if os.Getenv("ONGGI_TEST_FAULTS") == "remove" {
+	to := Disposal{ID: "0123456789ab", Command: "rmi", Expires: time.Now().Add(time.Hour)}
+	switch os.Getenv("ONGGI_TEST_FAULTS") {
+	case "remove", "discard":
 		_, err = pull(t, s, ref)
+		must(t, err)
+	case "undo", "empty":
+		_, err = pull(t, s, ref)
+		must(t, err)
+		_, err = s.Discard(bg, ref.String(), false, nil, to)
 		must(t, err)
 	}
 	before := left(t, s)
@@ -417,6 +433,12 @@ func faultChild(t *testing.T) {
 		}
 	case "remove":
 		_, err = s.Remove(bg, ref.String(), false, nil)
+	case "discard":
+		_, err = s.Discard(bg, ref.String(), false, nil, to)
+	case "undo":
+		_, err = s.Restore(bg, to.ID)
+	case "empty":
+		err = s.EmptyTrash(bg, func(*Trash) bool { return true })
 	}
 	must(t, os.Setenv("ONGGI_FAULT", ""))
 	must(t, os.Setenv("ONGGI_FAULT_NAMES", ""))
@@ -435,6 +457,11 @@ func faultChild(t *testing.T) {
 		if gerr == nil && !slices.Equal(before, after) || gerr != nil && len(after) >= len(before) {
 			t.Errorf("with %s: was %q, is %q (%v)", fault, before, after, gerr)
 		}
+		return
+	}
+	switch os.Getenv("ONGGI_TEST_FAULTS") {
+	case "undo", "empty": // what has been done of them stays, and can be done again
+		checkWhole(t, s, fault)
 		return
 	}
 	if !slices.Equal(before, after) {

@@ -108,6 +108,13 @@ func randomName() string {
 	return hex.EncodeToString(b[:])
 }
 
+// Size is how many bytes have been written.
+func (w *Ingest) Size() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.written
+}
+
 // Write appends; writing more than the expected size is an error of kind Corrupt at once.
 func (w *Ingest) Write(p []byte) (int, error) {
 	if err := w.usable(); err != nil {

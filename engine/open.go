@@ -173,6 +173,7 @@ func (e *Engine) Images() (*image.Store, error) {
 		if err != nil {
 			return nil, err
 		}
+		i.SetGuard(guard{e})
 		e.images = i
 	}
 	return e.images, nil

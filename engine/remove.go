@@ -10,8 +10,6 @@ import (
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/onggi/onggi/undo"
-	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // Remove removes a container: Conflict when it runs and force is not set. volumes: also its anonymous volumes.
@@ -132,25 +130,14 @@ func (e *Engine) removeCorrupt(ctx context.Context, idOrName string) error {
 
 // RemoveImage is image.Store.Remove with the containers as users. No container is being made from an image meanwhile.
 func (e *Engine) RemoveImage(ctx context.Context, nameOrID string, force bool) ([]image.Removed, error) {
-	if err := e.make(); err != nil {
-		return nil, err
-	}
 	store, err := e.Images()
 	if err != nil {
 		return nil, err
 	}
-	lock, err := flockFile(e.imagesLockPath(), unix.LOCK_EX)
+	inUse, unlock, err := e.imagesInUse()
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close()
-	records, err := e.records()
-	if err != nil {
-		return nil, err
-	}
-	used := map[digest.Digest]bool{}
-	for _, r := range records {
-		used[r.ImageID] = true
-	}
-	return store.Remove(ctx, nameOrID, force, func(d digest.Digest) bool { return used[d] })
+	defer unlock()
+	return store.Remove(ctx, nameOrID, force, inUse)
 }

@@ -123,6 +123,7 @@ func (e *Engine) Sweep(ctx context.Context) error {
 	try(e.sweepRuns())
 	try(e.sweepRuntime())
 	try(e.sweepNetwork(ctx))
+	try(e.sweepTrash(ctx))
 	try(e.sweepSnapshots(ctx))
 	try(e.sweepVolumes())
 	if exists(filepath.Join(e.o.Root, "images")) {
@@ -257,13 +258,22 @@ func (e *Engine) sweepSnapshots(ctx context.Context) error {
 		return err
 	}
 	for _, id := range ids {
-		if !exists(e.stateDir(id)) {
+		if !e.hasRecord(id) {
 			if err := s.Remove(ctx, id); err != nil {
 				return err
 			}
 		}
 	}
 	return s.Sweep(ctx)
+}
+
+// hasRecord says whether a container is here or in the trash. It may be moved from one to the other meanwhile.
+func (e *Engine) hasRecord(id string) bool {
+	inTrash := func() bool {
+		found, _ := filepath.Glob(filepath.Join(e.trashDir(), "*", id))
+		return len(found) > 0
+	}
+	return exists(e.stateDir(id)) || inTrash() || exists(e.stateDir(id))
 }
 
 // sweepVolumes removes what killed processes left of volumes, and volumes of --rm containers whose record a crash of

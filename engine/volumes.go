@@ -195,8 +195,12 @@ func (e *Engine) usedVolumes(but string) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	trashed, err := e.trashed() // whoever comes back wants its data
+	if err != nil {
+		return nil, err
+	}
 	used := map[string]bool{}
-	for _, r := range records {
+	for _, r := range append(records, trashed...) {
 		if r.ID != but {
 			for _, v := range r.Volumes {
 				used[v] = true

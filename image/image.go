@@ -38,6 +38,30 @@ type Store struct {
 	dir       string // lock and leases/
 	content   *content.Store
 	snapshots *snapshot.Store
+	guard     Guard // may be nil
+}
+
+// Guard decides whether there is room for what comes in. Its errors, of kind NoSpace, end the pull, load or import, of which
+// nothing stays.
+type Guard interface {
+	// Room is asked before more bytes come, and again before what has come is kept, with those of it that have no name on
+	// the disk yet. It may empty the trash. It is called without a lock of this store.
+	Room(ctx context.Context, more int64) error
+	// Low is asked now and then while bytes come; it is cheap.
+	Low() error
+}
+
+// SetGuard sets who is asked for room. It is called before the store is used.
+func (s *Store) SetGuard(g Guard) {
+	s.guard = g
+	s.snapshots.SetGuard(g.Low)
+}
+
+func (s *Store) room(ctx context.Context, more int64) error {
+	if s.guard == nil {
+		return nil
+	}
+	return s.guard.Room(ctx, more)
 }
 
 // Open opens or makes the store; content and snapshot lie in the same root. dir holds the lock, the leases and the trash, and may

@@ -77,6 +77,9 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Im
 func (b *bringing) importLayer(ctx context.Context, r io.Reader) (blob ocispec.Descriptor, layer *snapshot.Layer, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if err := b.s.room(ctx, 0); err != nil {
+		return blob, nil, err
+	}
 	w, err := b.s.content.Begin(ctx, ocispec.Descriptor{Size: -1})
 	if err != nil {
 		return blob, nil, err
@@ -119,6 +122,9 @@ func (b *bringing) importLayer(ctx context.Context, r io.Reader) (blob ocispec.D
 		return blob, nil, ctx.Err()
 	}
 	if err := b.lease.add(ctx, w.Digest()); err != nil {
+		return blob, nil, err
+	}
+	if err := b.s.room(ctx, w.Size()); err != nil {
 		return blob, nil, err
 	}
 	if blob, err = w.Commit(ctx); err != nil {

@@ -413,6 +413,17 @@ func (b *bringing) fetchLayers(ctx context.Context) (err error) {
 			order = append(order, i)
 		}
 	}
+	var size int64
+	for _, i := range order {
+		if _, err := b.s.content.Stat(b.manifest.Layers[i].Digest); err != nil {
+			size += b.manifest.Layers[i].Size
+		}
+	}
+	if len(order) > 0 {
+		if err := b.s.room(ctx, size); err != nil {
+			return err
+		}
+	}
 	// The largest first: the last one to end decides when the pull ends.
 	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(b.manifest.Layers[j].Size, b.manifest.Layers[i].Size) })
 	if err := f.all(ctx, order); err != nil {
@@ -454,6 +465,15 @@ func (f *fetching) all(ctx context.Context, order []int) error {
 
 // commit makes the layers visible, then their blobs. The sync of the layers has written the blobs' data, too.
 func (f *fetching) commit(ctx context.Context) error {
+	var size int64
+	for _, w := range f.blobs {
+		size += w.Size()
+	}
+	if len(f.batch.Missing()) > 0 {
+		if err := f.s.room(ctx, size); err != nil {
+			return err
+		}
+	}
 	if err := f.batch.Commit(ctx); err != nil {
 		return err
 	}

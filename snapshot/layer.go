@@ -214,7 +214,7 @@ func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader, whiteouts s
 		algorithm = u.layer.DiffID.Algorithm()
 	}
 	hash := algorithm.Hash()
-	ahead := archive.ReadAhead(plain, hash)
+	ahead := archive.ReadAhead(&guarded{r: plain, low: s.guard}, hash)
 	defer ahead.Close()
 	st, err := archive.Apply(ctx, ahead, dir, o)
 	if err != nil {
@@ -229,6 +229,26 @@ func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader, whiteouts s
 	}
 	*u.layer = Layer{DiffID: got, Size: st.Bytes, Entries: st.Entries, Implied: st.Implied, Opaque: st.Opaque, Created: time.Now().UTC()}
 	return writeRecord(u.dir.Name()+"/"+layerRecord, u.layer)
+}
+
+// guarded asks whether there is room for what is read, each guardStep bytes.
+type guarded struct {
+	r    io.Reader
+	low  func() error
+	left int64
+}
+
+const guardStep = 16 << 20
+
+func (g *guarded) Read(p []byte) (int, error) {
+	n, err := g.r.Read(p)
+	if g.left -= int64(n); g.left < 0 && g.low != nil {
+		g.left = guardStep
+		if low := g.low(); low != nil {
+			return n, low
+		}
+	}
+	return n, err
 }
 
 // Commit syncs what has been unpacked with one syncfs(2) and moves it into place. When it fails, no layer of this batch

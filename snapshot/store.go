@@ -18,7 +18,14 @@ import (
 )
 
 // Store is a directory of layers and writable layers; several processes may use it at once.
-type Store struct{ dir string }
+type Store struct {
+	dir   string
+	guard func() error // asked while a layer is written; may be nil
+}
+
+// SetGuard sets a function that is called now and then while layers are written; its error ends that. It is called
+// before the store is used.
+func (s *Store) SetGuard(low func() error) { s.guard = low }
 
 const (
 	layersDir     = "layers"

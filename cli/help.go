@@ -39,6 +39,12 @@ func (a *app) help(c *cobra.Command, _ []string) {
 			section("Flags:")
 			b.WriteString(s)
 		}
+		if c.HasSubCommands() {
+			section("Commands:")
+			for _, sub := range c.Commands() {
+				fmt.Fprintf(&b, "  %-10s %s\n", sub.Name(), sub.Short)
+			}
+		}
 	} else {
 		for _, group := range []string{groupRun, groupLook, groupImages, groupHost} {
 			section(group + ":")

@@ -181,13 +181,17 @@ func buildTag(a *app, c *cobra.Command) {
 }
 
 func buildRmi(a *app, c *cobra.Command) {
-	var force bool
+	var force, now bool
 	c.Use = "rmi [FLAGS] IMAGE [IMAGE...]"
 	c.Long = `Remove names of images, and with the last name the image and those of its layers that no other image needs. An image that
-a container was made from stays.`
+a container was made from stays. What is removed goes to the trash, from where "onggi undo" brings it back until its time is
+over (onggi system limits) or space is needed.`
 	c.Example = `  onggi rmi debian:12
+  onggi undo                                    no, back with it
+  onggi rmi --now debian:12                     and its space is free
   onggi rmi -f 3f2a9c1b77de                     all names of this image`
 	c.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by id; one that is not here is no error")
+	c.Flags().BoolVar(&now, "now", false, "delete at once instead of keeping it in the trash: it cannot be undone")
 	c.Args = takes(1, -1, "the names or ids of images")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		e, err := a.open()
@@ -196,9 +200,19 @@ a container was made from stays.`
 		}
 		ctx, cancel := a.context(c.Context())
 		defer cancel()
+		to, err := e.NewRemoval(commandLine(c, args))
+		if err != nil {
+			return err
+		}
+		now = now || !to.Expires.After(to.Time)
 		var last error
 		for _, name := range args { // one after the other: what one needs another may free
-			removed, err := e.RemoveImage(ctx, name, force)
+			var removed []image.Removed
+			if now {
+				removed, err = e.RemoveImage(ctx, name, force)
+			} else {
+				removed, err = e.DiscardImage(ctx, name, force, to)
+			}
 			if force && errdefs.Is(err, errdefs.NotFound) {
 				continue
 			}
@@ -209,15 +223,8 @@ a container was made from stays.`
 				last = err
 				continue
 			}
-			for _, r := range removed {
-				if r.Untagged != "" {
-					err = a.print("Untagged: " + r.Untagged + "\n")
-				} else {
-					err = a.print("Deleted: " + r.Deleted + "\n")
-				}
-				if err != nil {
-					return err
-				}
+			if err := a.print(removedText(removed)); err != nil {
+				return err
 			}
 		}
 		return last

@@ -31,6 +31,9 @@ func TestReference(t *testing.T) {
 		if c.group != "" {
 			page(c.name)
 		}
+		for _, s := range new(app).command(c).Commands() {
+			page(c.name, s.Name())
+		}
 	}
 	const name = "../doc/cli.md"
 	if *update {

@@ -48,8 +48,11 @@ func commands() []command {
 		{"images", "List images", groupImages, buildImages},
 		{"tag", "Give an image another name", groupImages, buildTag},
 		{"rmi", "Remove images", groupImages, buildRmi},
+		{"image", "Look into images, prune them", groupImages, group(imageCommands)},
 		{"import", "Make an image from a root file system's tar archive", groupImages, buildImport},
 		{"load", "Bring in the images of an archive", groupImages, buildLoad},
+		{"undo", "Bring back what rmi or prune has removed", groupHost, buildUndo},
+		{"system", "What the store takes, and how to get it back", groupHost, group(systemCommands)},
 		{"info", "Describe this host and its store", groupHost, buildInfo},
 		{"version", "Print the version", groupHost, buildVersion},
 		{"container-cleanup", "Do what follows a container's exit (called by its monitor)", "", buildCleanup},
@@ -111,15 +114,7 @@ directories, and you have another store beside the first.`,
 		}
 	}
 	for _, c := range all {
-		cmd := &cobra.Command{Use: c.name, Short: c.short, Hidden: c.group == "", DisableFlagsInUseLine: true}
-		cmd.Flags().SortFlags = false
-		c.build(a, cmd)
-		if c.group != "" {
-			cmd.Annotations = map[string]string{"group": c.group}
-		}
-		cmd.Flags().BoolP("help", "", false, "print this text")
-		cmd.Flags().Lookup("help").Hidden = true
-		root.AddCommand(cmd)
+		root.AddCommand(a.command(c))
 	}
 	root.Flags().BoolP("version", "v", false, "print the version")
 	run := root.RunE
@@ -130,6 +125,43 @@ directories, and you have another store beside the first.`,
 		return run(c, args)
 	}
 	return root
+}
+
+// command builds one row of the table.
+func (a *app) command(c command) *cobra.Command {
+	cmd := &cobra.Command{Use: c.name, Short: c.short, Hidden: c.group == "", DisableFlagsInUseLine: true}
+	cmd.Flags().SortFlags = false
+	c.build(a, cmd)
+	if c.group != "" {
+		cmd.Annotations = map[string]string{"group": c.group}
+	}
+	cmd.Flags().BoolP("help", "", false, "print this text")
+	cmd.Flags().Lookup("help").Hidden = true
+	return cmd
+}
+
+// group builds a command that only has others below it: `system df`, `image prune`.
+func group(commands func() []command) func(*app, *cobra.Command) {
+	return func(a *app, c *cobra.Command) {
+		var names []string
+		for _, sub := range commands() {
+			c.AddCommand(a.command(sub))
+			names = append(names, sub.name)
+		}
+		c.Example = "  onggi " + c.Use + " " + names[0]
+		c.Use += " COMMAND"
+		c.Args = cobra.ArbitraryArgs
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			fix := "all commands: " + c.CommandPath() + " --help"
+			if near := nearest(args[0], names); near != "" {
+				fix = "did you mean " + c.CommandPath() + " " + near + "? " + fix
+			}
+			return &errdefs.Error{Kind: errdefs.InvalidArgument, Why: fmt.Sprintf("there is no command %q in %s", args[0], c.CommandPath()), Fix: fix}
+		}
+	}
 }
 
 // firstWord returns the first argument that is not a global flag or its value.

@@ -88,6 +88,15 @@ func testCLI(options string, args []string) int {
 		err = e.Cleanup(ctx, args[1])
 	case "sweep":
 		err = e.Sweep(ctx)
+	case "discard":
+		var to *Removal
+		if to, err = e.NewRemoval("discard"); err == nil {
+			err = e.DiscardContainer(ctx, args[1], to)
+		}
+	case "undo":
+		_, err = e.Undo(ctx, "")
+	case "empty":
+		err = e.EmptyTrash(ctx, func(*Removal) bool { return true })
 	case "rm":
 		err = e.Remove(ctx, args[1], true, true)
 	case "run", "run-detached":

@@ -97,7 +97,9 @@ func ownerOf(rel string) (o owner, all bool) {
 				return store, false
 			}
 			return owner{"trash", p[2]}, true
-		case len(p) >= 2 && p[1] == "ingest":
+		case len(p) == 2 && p[1] == "ingest":
+			return store, false
+		case len(p) > 2 && p[1] == "ingest":
 			return owner{"coming", ""}, true
 		case len(p) == 4 && p[1] == "blobs":
 			return owner{"blob", p[2] + ":" + p[3]}, true
@@ -386,6 +388,7 @@ type Plan struct {
 	Volumes    []VolumeUsage
 	Images     []ImageUsage
 	Removals   []RemovalUsage // of the trash
+	TrashBytes int64          // of all of them together
 	Unowned    int64
 }
 
@@ -456,7 +459,7 @@ func (e *Engine) PlanPrune(ctx context.Context, o PruneOptions) (*Plan, error) {
 		}
 	}
 	if o.Trash {
-		p.Removals = u.Removals
+		p.Removals, p.TrashBytes = u.Removals, u.TrashBytes
 	}
 	if o.Unowned {
 		p.Unowned = u.Unowned

@@ -124,7 +124,11 @@ func (b *bringing) importLayer(ctx context.Context, r io.Reader) (blob ocispec.D
 	if err := b.lease.add(ctx, w.Digest()); err != nil {
 		return blob, nil, err
 	}
-	if err := b.s.room(ctx, w.Size()); err != nil {
+	more := w.Size()
+	if _, err := b.s.content.Stat(w.Digest()); err == nil {
+		more = 0 // the same archive came in before
+	}
+	if err := b.s.room(ctx, more); err != nil {
 		return blob, nil, err
 	}
 	if blob, err = w.Commit(ctx); err != nil {

@@ -97,7 +97,8 @@ func (s *Store) Prune(ctx context.Context, chosen func(*Image) bool, inUse func(
 			}
 			out = append(out, Removed{Deleted: string(img.ID)})
 		}
-		return next, gone, out, nil
+		next, orphans := next.withoutOrphans()
+		return next, append(gone, orphans...), out, nil
 	}
 	if to != nil {
 		return s.discard(ctx, *to, pick)
@@ -334,7 +335,7 @@ func (s *Store) Restore(ctx context.Context, id string) (out []Restored, err err
 				r.Name = ref.Familiar()
 			}
 			if e.name != "" {
-				if i := slices.IndexFunc(idx, func(o entry) bool { return o.name == e.name }); i >= 0 && idx[i].desc.Digest != e.desc.Digest {
+				if i := slices.IndexFunc(idx, func(o entry) bool { return o.name == e.name && !o.besides(e) }); i >= 0 && idx[i].desc.Digest != e.desc.Digest {
 					r.Taken = true
 					e.name = ""
 					if slices.ContainsFunc(idx, func(o entry) bool { return o.desc.Digest == e.desc.Digest }) {

@@ -6,12 +6,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/onggi/onggi/undo"
 )
 
 // TestTrashCrashWalk kills discard, undo and empty at each of their steps: the container is here or in the trash with all
 // its files, or it is gone when it was being deleted, and a sweep leaves nothing of it.
 func TestTrashCrashWalk(t *testing.T) {
-	if !faultsBuilt {
+	if !undo.Faults {
 		t.Skip("needs fault points: go test -tags faults")
 	}
 	h := newHouse(t)

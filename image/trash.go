@@ -259,8 +259,12 @@ func (s *Store) readTrash(id string) (*Trash, error) {
 			Why: "the trash does not hold it", Fix: "see what can be undone: onggi undo --list"}
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxIndex))
+	fi, err := f.Stat()
 	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, min(fi.Size(), maxIndex)) // a longer one is not whole, and so damaged
+	if _, err := io.ReadFull(f, b); err != nil {
 		return nil, err
 	}
 	t := new(Trash)

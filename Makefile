@@ -57,6 +57,11 @@ test-vm: build $(TESTBIN) ## the walk in a QEMU guest with cgroup v2, without an
 	@scripts/setup vm
 	@scripts/as-root scripts/test-vm
 
+.PHONY: test-arm64
+test-arm64: ## the walk of one start on arm64, under full emulation (Debian's arm64 kernel in QEMU)
+	@scripts/setup arm64
+	@scripts/as-root scripts/test-arm64
+
 .PHONY: fuzz
 FUZZTIME ?= 1m
 fuzz: ## every fuzz target for FUZZTIME (1m) each

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +17,9 @@ type OOMWatch struct {
 	stop int // eventfd
 	dir  *dir
 	own  int // a handle of the directory that is the watch's own
-	seen uint64
+	// v2: what was seen. One event can stand for several changes, so the files are looked at before each wait.
+	seen  uint64
+	lived bool // there was a process
 }
 
 // WatchOOM begins to watch. Errors: Unsupported without a memory controller.
@@ -85,6 +86,28 @@ func (w *OOMWatch) count() (uint64, error) {
 func (w *OOMWatch) Next() (uint64, error) {
 	gone := &errdefs.Error{Op: "watch for lack of memory in", What: w.dir.path, Kind: errdefs.NotFound, Why: "the control group is gone or empty"}
 	for {
+		if w.dir.h.v2 {
+			n, err := w.count()
+			switch {
+			case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
+				return 0, gone
+			case err != nil:
+				return 0, err
+			}
+			if n > w.seen {
+				n, w.seen = n-w.seen, n
+				return n, nil
+			}
+			t, err := readAt(w.own, "cgroup.events")
+			if err != nil {
+				return 0, gone
+			}
+			if n, _ := field(t, "populated"); n == 1 {
+				w.lived = true
+			} else if w.lived {
+				return 0, gone
+			}
+		}
 		p := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}, {Fd: int32(w.stop), Events: unix.POLLIN}}
 		if _, err := unix.Poll(p, -1); err != nil {
 			if err == unix.EINTR {
@@ -95,32 +118,19 @@ func (w *OOMWatch) Next() (uint64, error) {
 		if p[1].Revents != 0 {
 			return 0, os.ErrClosed
 		}
-		if !w.dir.h.v2 {
-			var b [8]byte
-			if _, err := unix.Read(w.fd, b[:]); err != nil {
-				continue
-			}
-			if !hasAt(w.own, "memory.oom_control") {
-				return 0, gone
-			}
-			return binary.NativeEndian.Uint64(b[:]), nil
+		if w.dir.h.v2 {
+			var b [4096]byte
+			_, _ = unix.Read(w.fd, b[:]) // which file does not matter: both are looked at
+			continue
 		}
-		var b [4096]byte
-		_, _ = unix.Read(w.fd, b[:]) // which file does not matter: both are read
-		n, err := w.count()
-		switch {
-		case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
-			return 0, gone
-		case err != nil:
-			return 0, err
+		var b [8]byte
+		if _, err := unix.Read(w.fd, b[:]); err != nil {
+			continue
 		}
-		if n > w.seen {
-			n, w.seen = n-w.seen, n
-			return n, nil
-		}
-		if t, err := readAt(w.own, "cgroup.events"); err != nil || strings.Contains(t, "populated 0") {
+		if !hasAt(w.own, "memory.oom_control") {
 			return 0, gone
 		}
+		return binary.NativeEndian.Uint64(b[:]), nil
 	}
 }
 

@@ -17,6 +17,9 @@ func interpreterAddr() unsafe.Pointer
 // Machine is e_machine of the image's ELF header (elf(5)).
 const Machine = 62 // EM_X86_64
 
+// ImagePage is the alignment of an image's parts: the largest page that a kernel for this processor is built with.
+const ImagePage = 4096
+
 // Interpreter returns the machine code of an image: a prologue that loads the status address, then the interpreter.
 // It is position independent. Errors: ErrArch.
 func Interpreter() ([]byte, error) {

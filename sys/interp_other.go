@@ -1,4 +1,4 @@
-//go:build !amd64
+//go:build !amd64 && !arm64
 
 package sys
 
@@ -9,6 +9,9 @@ import (
 
 // Machine is e_machine of the image's ELF header; no image is ever built here.
 const Machine = 0
+
+// ImagePage is the alignment of an image's parts; no image is ever built here.
+const ImagePage = 4096
 
 // Interpreter fails: this processor has no interpreter yet.
 func Interpreter() ([]byte, error) { return nil, ErrArch }

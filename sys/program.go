@@ -51,7 +51,7 @@ type Status struct {
 const StatusSize = 32
 
 // ErrArch says that this build has no interpreter for the processor.
-var ErrArch = errors.New("the container launcher has no interpreter for this processor architecture yet (amd64 only)")
+var ErrArch = errors.New("the container launcher has no interpreter for this processor architecture (amd64 and arm64 only)")
 
 // Bytes returns the memory of ops, not a copy.
 func Bytes(ops []Op) []byte {

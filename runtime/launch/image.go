@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const page = 4096
+const page = sys.ImagePage
 
 // image is a plan as a static ELF executable (elf(5)): interpreter (executable), operations (read-only), data
 // (writable), results (writable, zero). The parts are kept apart so that they are copied once, into the file.

@@ -655,8 +655,10 @@ func mapByProgram(program string, pid int, maps []runspec.LinuxIDMapping) error 
 		}
 	}
 	if where == "" {
-		return &errdefs.Error{Op: "find", What: program, Kind: errdefs.Unsupported, Why: "without privileges the map can only be written by that program",
-			Fix: "install the package uidmap, and give this user ranges in /etc/subuid and /etc/subgid"}
+		return &errdefs.Error{
+			Op: "find", What: program, Kind: errdefs.Unsupported, Why: "without privileges the map can only be written by that program",
+			Fix: "install the package uidmap, and give this user ranges in /etc/subuid and /etc/subgid",
+		}
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -671,8 +673,10 @@ func mapByProgram(program string, pid int, maps []runspec.LinuxIDMapping) error 
 	text := make([]byte, 1024)
 	n, _ := r.Read(text)
 	if ws := reap(p.Pid); !ws.Exited() || ws.ExitStatus() != 0 {
-		return &errdefs.Error{Op: "map ids with", What: program, Kind: errdefs.Forbidden, Why: string(bytes.TrimSpace(text[:max(n, 0)])),
-			Fix: "compare the maps with this user's ranges in /etc/subuid and /etc/subgid"}
+		return &errdefs.Error{
+			Op: "map ids with", What: program, Kind: errdefs.Forbidden, Why: string(bytes.TrimSpace(text[:max(n, 0)])),
+			Fix: "compare the maps with this user's ranges in /etc/subuid and /etc/subgid",
+		}
 	}
 	return nil
 }

@@ -145,6 +145,7 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 	in.Facts.Held, in.Facts.LastCap = held()
 	in.Facts.Limits = map[int][2]uint64{}
 	processFacts(&in.Facts, o.Process)
+	in.Facts.SELinux = in.Facts.SELinux || linux.MountLabel != "" && selinux()
 	for _, n := range r.Namespaces {
 		if n.Type == runspec.UserNamespace {
 			in.Facts.NoSetgroups = setgroupsDenied(strconv.Itoa(r.Pid))

@@ -30,6 +30,7 @@ func facts(s *runspec.Spec, bundle string, layout *cgroup.Layout, dirs map[strin
 		}
 	}
 	processFacts(&f, s.Process)
+	f.SELinux = f.SELinux || s.Linux.MountLabel != "" && selinux()
 	for i := range s.Mounts {
 		m := &s.Mounts[i]
 		if m.Type != "bind" && !has(m.Options, "bind") && !has(m.Options, "rbind") {
@@ -58,6 +59,19 @@ func processFacts(f *plan.Facts, p *runspec.Process) {
 		b, _ := os.ReadFile("/proc/self/oom_score_adj")
 		f.OOMScoreAdj, _ = strconv.Atoi(string(bytes.TrimSpace(b)))
 	}
+	f.AppArmor = p.ApparmorProfile != "" && apparmor()
+	f.SELinux = p.SelinuxLabel != "" && selinux()
+}
+
+// apparmor and selinux say whether the kernel has these security modules at work.
+func apparmor() bool {
+	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && len(b) > 0 && b[0] == 'Y'
+}
+
+func selinux() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/selinux", &st) == nil && st.Type == unix.SELINUX_MAGIC
 }
 
 func has(list []string, s string) bool {

@@ -866,7 +866,9 @@ func TestErrorsNameStepAndObject(t *testing.T) {
 		}, "make nofs for /x: no such device"},
 		{func(s *runspec.Spec) { s.Process.Cwd = "/bin/busybox" }, "enter /bin/busybox: not a directory"},
 		{func(s *runspec.Spec) { s.Linux.Namespaces[1].Path = "/no/such/ns" }, "network namespace /no/such/ns: no such file"},
-		{func(s *runspec.Spec) { s.Process.ApparmorProfile = "docker-default" }, "process.apparmorProfile: AppArmor"},
+		{func(s *runspec.Spec) { s.Process.ApparmorProfile = "no-such-profile" }, "AppArmor"},
+		{func(s *runspec.Spec) { s.Process.SelinuxLabel = "no:such:label" }, "SELinux"},
+		{func(s *runspec.Spec) { s.Linux.MountLabel = "no:such:label" }, "SELinux"},
 	} {
 		s := h.spec("true")
 		c.change(s)

@@ -32,8 +32,10 @@ func (c *Container) serveListener(p *plan.Plan, control int, status runspec.Cont
 	defer unix.Close(fd) //nolint:errcheck // the agent has it
 	state := runspec.ContainerProcessState{
 		Version: runspec.Version, Fds: []string{runspec.SeccompFdName}, Pid: c.pid, Metadata: s.ListenerMetadata,
-		State: runspec.State{Version: c.record.Version, ID: c.record.ID, Status: status, Pid: c.record.Pid, Bundle: c.record.Bundle,
-			Annotations: c.record.Annotations},
+		State: runspec.State{
+			Version: c.record.Version, ID: c.record.ID, Status: status, Pid: c.record.Pid, Bundle: c.record.Bundle,
+			Annotations: c.record.Annotations,
+		},
 	}
 	if state.State.Pid == 0 {
 		state.State.Pid = c.pid

@@ -99,9 +99,11 @@ func TestSeccompListener(t *testing.T) {
 	a := newAgent(t, h.bundle)
 	// Everything that the image itself calls under its filter, but for write, is notified too.
 	profile := func() *runspec.LinuxSeccomp {
-		return &runspec.LinuxSeccomp{DefaultAction: runspec.ActAllow, ListenerPath: a.socket, ListenerMetadata: "some data",
+		return &runspec.LinuxSeccomp{
+			DefaultAction: runspec.ActAllow, ListenerPath: a.socket, ListenerMetadata: "some data",
 			Flags:    []runspec.LinuxSeccompFlag{runspec.LinuxSeccompFlagWaitKillableRecv},
-			Syscalls: []runspec.LinuxSyscall{{Names: []string{"mkdir", "mkdirat", "prctl", "read", "capset", "rt_sigprocmask", "execve", "close_range", "clone"}, Action: runspec.ActNotify}}}
+			Syscalls: []runspec.LinuxSyscall{{Names: []string{"mkdir", "mkdirat", "prctl", "read", "capset", "rt_sigprocmask", "execve", "close_range", "clone"}, Action: runspec.ActNotify}},
+		}
 	}
 	const script = "mkdir /tmp/x 2>/dev/null || echo refused; echo done"
 	if err := os.Symlink("busybox", filepath.Join(h.rootfs, "bin/mkdir")); err != nil {
@@ -119,8 +121,10 @@ func TestSeccompListener(t *testing.T) {
 			t.Errorf("%+v: got %q, code %d, %v", c, out, code, err)
 		}
 		st := <-a.states
-		want := runspec.ContainerProcessState{Version: runspec.Version, Fds: []string{"seccompFd"}, Pid: st.Pid, Metadata: "some data",
-			State: runspec.State{Version: "1.0.2", ID: o.ID, Status: runspec.StateCreating, Pid: st.Pid, Bundle: h.bundle, Annotations: s.Annotations}}
+		want := runspec.ContainerProcessState{
+			Version: runspec.Version, Fds: []string{"seccompFd"}, Pid: st.Pid, Metadata: "some data",
+			State: runspec.State{Version: "1.0.2", ID: o.ID, Status: runspec.StateCreating, Pid: st.Pid, Bundle: h.bundle, Annotations: s.Annotations},
+		}
 		if st.Pid == 0 || !reflect.DeepEqual(st, want) {
 			t.Errorf("%+v: state\n got %+v\nwant %+v", c, st, want)
 		}

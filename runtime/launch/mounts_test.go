@@ -155,18 +155,28 @@ func TestIDMappedMounts(t *testing.T) {
 		want   string
 		failed string
 	}{
-		{name: "own maps", mount: runspec.Mount{Options: []string{"rbind", "idmap"}, UIDMappings: maps(1000, 5, 10), GIDMappings: maps(2000, 7, 10)},
-			want: "5:7\n1000:2000\n"},
-		{name: "recursive", mount: runspec.Mount{Options: []string{"rbind", "ridmap"}, UIDMappings: maps(1000, 5, 10), GIDMappings: maps(2000, 7, 10)},
-			want: "5:7\n5:7\n"},
-		{name: "without the option", mount: runspec.Mount{Options: []string{"rbind"}, UIDMappings: maps(1000, 5, 10), GIDMappings: maps(2000, 7, 10)},
-			want: "5:7\n1000:2000\n"},
+		{
+			name: "own maps", mount: runspec.Mount{Options: []string{"rbind", "idmap"}, UIDMappings: maps(1000, 5, 10), GIDMappings: maps(2000, 7, 10)},
+			want: "5:7\n1000:2000\n",
+		},
+		{
+			name: "recursive", mount: runspec.Mount{Options: []string{"rbind", "ridmap"}, UIDMappings: maps(1000, 5, 10), GIDMappings: maps(2000, 7, 10)},
+			want: "5:7\n5:7\n",
+		},
+		{
+			name: "without the option", mount: runspec.Mount{Options: []string{"rbind"}, UIDMappings: maps(1000, 5, 10), GIDMappings: maps(2000, 7, 10)},
+			want: "5:7\n1000:2000\n",
+		},
 		{name: "the container's maps", user: true, mount: runspec.Mount{Options: []string{"rbind", "ridmap"}}, want: "1000:2000\n1000:2000\n"},
 		{name: "no map", user: true, mount: runspec.Mount{Options: []string{"rbind"}}, want: "65534:65534\n65534:65534\n"},
-		{name: "several ranges", user: true, mount: runspec.Mount{Options: []string{"rbind", "ridmap"},
-			UIDMappings: append(maps(1000, 100001, 1), maps(5, 100020, 3)...), GIDMappings: maps(2000, 100003, 1)}, want: "1:3\n1:3\n"},
-		{name: "of a file system that has none", mount: runspec.Mount{Source: "/proc", Options: []string{"bind", "idmap"}, UIDMappings: maps(0, 5, 10), GIDMappings: maps(0, 7, 10)},
-			failed: "set id map of /m"},
+		{name: "several ranges", user: true, mount: runspec.Mount{
+			Options:     []string{"rbind", "ridmap"},
+			UIDMappings: append(maps(1000, 100001, 1), maps(5, 100020, 3)...), GIDMappings: maps(2000, 100003, 1),
+		}, want: "1:3\n1:3\n"},
+		{
+			name: "of a file system that has none", mount: runspec.Mount{Source: "/proc", Options: []string{"bind", "idmap"}, UIDMappings: maps(0, 5, 10), GIDMappings: maps(0, 7, 10)},
+			failed: "set id map of /m",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h.t = t
@@ -322,8 +332,11 @@ func mapsWithoutPrivileges() {
 	for _, c := range []struct {
 		name string
 		maps []runspec.LinuxIDMapping
-	}{{"own", []runspec.LinuxIDMapping{own}}, {"ranges", []runspec.LinuxIDMapping{own, {ContainerID: 1, HostID: 300000, Size: 5000}}},
-		{"foreign", []runspec.LinuxIDMapping{own, {ContainerID: 1, HostID: 400000, Size: 5}}}} {
+	}{
+		{"own", []runspec.LinuxIDMapping{own}},
+		{"ranges", []runspec.LinuxIDMapping{own, {ContainerID: 1, HostID: 300000, Size: 5000}}},
+		{"foreign", []runspec.LinuxIDMapping{own, {ContainerID: 1, HostID: 400000, Size: 5}}},
+	} {
 		r, w, _ := os.Pipe()
 		pid, err := spawn(&spawnArgs{plan: plan.BuildIdle(unix.CLONE_NEWUSER, 0, 1), dir: dir, fds: []int{int(r.Fd()), int(w.Fd())}, cgroup: -1})
 		if err != nil {

@@ -33,10 +33,14 @@ func TestScheduler(t *testing.T) {
 		{runspec.Scheduler{Policy: runspec.SchedBatch, Nice: -3}, unix.SchedAttr{Policy: unix.SCHED_BATCH, Nice: -3}},
 		{runspec.Scheduler{Policy: runspec.SchedIdle}, unix.SchedAttr{Policy: unix.SCHED_IDLE}},
 		{runspec.Scheduler{Policy: runspec.SchedFIFO, Priority: 5}, unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: 5}},
-		{runspec.Scheduler{Policy: runspec.SchedRR, Priority: 9, Flags: []runspec.LinuxSchedulerFlag{runspec.SchedFlagResetOnFork}},
-			unix.SchedAttr{Policy: unix.SCHED_RR, Priority: 9, Flags: unix.SCHED_FLAG_RESET_ON_FORK}},
-		{runspec.Scheduler{Policy: runspec.SchedDeadline, Runtime: 1e6, Deadline: 1e7, Period: 2e7},
-			unix.SchedAttr{Policy: unix.SCHED_DEADLINE, Runtime: 1e6, Deadline: 1e7, Period: 2e7}},
+		{
+			runspec.Scheduler{Policy: runspec.SchedRR, Priority: 9, Flags: []runspec.LinuxSchedulerFlag{runspec.SchedFlagResetOnFork}},
+			unix.SchedAttr{Policy: unix.SCHED_RR, Priority: 9, Flags: unix.SCHED_FLAG_RESET_ON_FORK},
+		},
+		{
+			runspec.Scheduler{Policy: runspec.SchedDeadline, Runtime: 1e6, Deadline: 1e7, Period: 2e7},
+			unix.SchedAttr{Policy: unix.SCHED_DEADLINE, Runtime: 1e6, Deadline: 1e7, Period: 2e7},
+		},
 	} {
 		t.Run(string(c.s.Policy), func(t *testing.T) {
 			h.t = t

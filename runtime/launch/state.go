@@ -40,11 +40,11 @@ type record struct {
 
 // kept is the part of linux that also holds for processes which join the container later; nil when there is none.
 func kept(l *runspec.Linux) *runspec.Linux {
-	k := &runspec.Linux{Personality: l.Personality, MemoryPolicy: l.MemoryPolicy}
+	k := &runspec.Linux{Personality: l.Personality, MemoryPolicy: l.MemoryPolicy, MountLabel: l.MountLabel}
 	if l.Seccomp != nil && l.Seccomp.ListenerPath != "" { // the filter is kept compiled
 		k.Seccomp = &runspec.LinuxSeccomp{ListenerPath: l.Seccomp.ListenerPath, ListenerMetadata: l.Seccomp.ListenerMetadata}
 	}
-	if k.Personality == nil && k.MemoryPolicy == nil && k.Seccomp == nil {
+	if k.Personality == nil && k.MemoryPolicy == nil && k.Seccomp == nil && k.MountLabel == "" {
 		return nil
 	}
 	return k

@@ -43,13 +43,10 @@ func (c *compiler) newClocks() {
 			text += name + " " + strconv.FormatInt(o.Secs, 10) + " " + strconv.FormatUint(uint64(o.Nanosecs), 10) + "\n"
 		}
 	}
-	fd := c.cell()
 	if text != "" {
-		c.op(unix.SYS_OPENAT, "open", "/proc/self/timens_offsets", num(unix.AT_FDCWD), c.s("/proc/self/timens_offsets"),
-			num(unix.O_WRONLY|unix.O_CLOEXEC), num(0)).Dst = uint64(fd)
-		c.op(unix.SYS_WRITE, "set", "the offsets of the clocks", fd.get(), c.s(text), num(len(text)))
-		c.op(unix.SYS_CLOSE, "close", "timens_offsets", fd.get())
+		c.writeProc("timens_offsets", "", "the offsets of the clocks", text)
 	}
+	fd := c.cell()
 	const own = "/proc/self/ns/time_for_children"
 	c.op(unix.SYS_OPENAT, "open", own, num(unix.AT_FDCWD), c.s(own), num(unix.O_RDONLY|unix.O_CLOEXEC), num(0)).Dst = uint64(fd)
 	c.op(unix.SYS_SETNS, "join", "time namespace", fd.get(), num(unix.CLONE_NEWTIME))

@@ -189,6 +189,7 @@ func (c *compiler) terminal() {
 	}
 	// The terminal is the user's; a devpts of another owner (user namespace) may refuse, which is no harm for root.
 	c.op(unix.SYS_FCHOWN, "own terminal", "", slave.get(), word(uint64(p.User.UID)), word(0xffffffff)).ErrMask = errnos(int(unix.EPERM), int(unix.EINVAL))
+	c.relabel("the terminal", slave)
 	if !c.joined {
 		t := c.cell()
 		create := c.words(unix.O_RDONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0o600, inRoot)
@@ -236,6 +237,9 @@ func (c *compiler) sysctls() error {
 		}
 		fd, v := c.cell(), c.linux.Sysctl[k]
 		c.op(unix.SYS_OPENAT, "open sysctl", k, num(unix.AT_FDCWD), c.s("/proc/sys/"+p), num(unix.O_WRONLY|unix.O_CLOEXEC), num(0)).Dst = uint64(fd)
+		st := c.room(120)
+		c.op(unix.SYS_FSTATFS, "look at", "/proc/sys/"+p, fd.get(), st.addr())
+		c.check("that it is a proc file system: /proc/sys/"+p, st.get(), num(procMagic), ^uint64(0), int(unix.EINVAL))
 		c.op(unix.SYS_WRITE, "set sysctl", k, fd.get(), c.s(v), num(len(v)))
 		c.op(unix.SYS_CLOSE, "close", k, fd.get())
 	}

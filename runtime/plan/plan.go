@@ -28,6 +28,8 @@ type Facts struct {
 	CgroupDirs   map[string]string // v1: mount point of a hierarchy -> directory of the container's group in it
 	CgroupNames  map[string]string // v1: controller -> mount point of its hierarchy
 	NotDirectory map[string]bool   // bind sources that are not directories
+	AppArmor     bool              // the security module is there
+	SELinux      bool              // the security module is there
 	NoSetgroups  bool              // the container's user namespace denies setgroups(2)
 	Shared       map[string]bool   // types of namespaces that are joined by path and are this process's own
 }
@@ -228,8 +230,8 @@ func Supported(s *runspec.Spec) error {
 		return invalid("linux", "a container needs at least a mount namespace")
 	}
 	switch {
-	case l.MountLabel != "":
-		return unsupported("linux.mountLabel", "SELinux is not supported yet")
+	case strings.IndexByte(l.MountLabel, 0) >= 0 || strings.IndexByte(l.MountLabel, '"') >= 0:
+		return invalid("linux.mountLabel", "a label has no NUL byte and no quotation mark")
 	case l.IntelRdt != nil:
 		return unsupported("linux.intelRdt", "not supported yet")
 	case len(l.NetDevices) > 0:
@@ -325,15 +327,11 @@ func SupportedProcess(p *runspec.Process) error {
 		return invalid("process.args", "there is no command")
 	case !path.IsAbs(p.Cwd):
 		return invalid("process.cwd", "the working directory must be an absolute path")
-	case p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined":
-		return unsupported("process.apparmorProfile", "AppArmor is not supported yet")
-	case p.SelinuxLabel != "":
-		return unsupported("process.selinuxLabel", "SELinux is not supported yet")
 	}
 	if _, err := InitialAffinity(p); err != nil {
 		return err
 	}
-	for _, list := range [...][]string{p.Args, p.Env, {p.Cwd}} {
+	for _, list := range [...][]string{p.Args, p.Env, {p.Cwd, p.ApparmorProfile, p.SelinuxLabel}} {
 		for _, s := range list {
 			if strings.IndexByte(s, 0) >= 0 {
 				return invalid("process", "a string holds a NUL byte")
@@ -453,6 +451,9 @@ func (c *compiler) container() error {
 		c.cloneInside()
 	}
 	c.newClocks()
+	if err := c.labels(); err != nil {
+		return err
+	}
 	c.session()
 	if err := c.rootfs(); err != nil {
 		return err
@@ -533,6 +534,9 @@ func (c *compiler) exec() error {
 	if err := c.oomScore(); err != nil {
 		return err
 	}
+	if err := c.labels(); err != nil {
+		return err
+	}
 	c.join()
 	if c.hasUser() {
 		c.beRoot()
@@ -582,12 +586,7 @@ func (c *compiler) oomScore() error {
 	if c.newUser || v == c.in.Facts.OOMScoreAdj && !c.joined {
 		return nil
 	}
-	fd := c.cell()
-	text := itoa(v)
-	c.op(unix.SYS_OPENAT, "open", "/proc/self/oom_score_adj", num(unix.AT_FDCWD), c.s("/proc/self/oom_score_adj"),
-		num(unix.O_WRONLY|unix.O_CLOEXEC), num(0)).Dst = uint64(fd)
-	c.op(unix.SYS_WRITE, "set", "oom_score_adj", fd.get(), c.s(text), num(len(text)))
-	c.op(unix.SYS_CLOSE, "close", "oom_score_adj", fd.get())
+	c.writeProc("oom_score_adj", "", "oom_score_adj", itoa(v))
 	return nil
 }
 

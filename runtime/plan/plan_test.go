@@ -76,8 +76,13 @@ func TestGolden(t *testing.T) {
 	old.Rootfs, old.Facts.Kernel = layers.Rootfs, [2]int{6, 1}
 	reaper := input(spec())
 	reaper.Init = true
+	labels := input(spec())
+	labels.Spec.Process.ApparmorProfile, labels.Spec.Process.SelinuxLabel, labels.Spec.Linux.MountLabel = "profile", "a:b:c:s0:c1,c2", "a:b:d:s0:c1,c2"
+	labels.Spec.Mounts = append(labels.Spec.Mounts, runspec.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue"},
+		runspec.Mount{Destination: "/old", Type: "tmpfs", Source: "tmpfs", Options: []string{"iversion"}})
+	labels.Facts.AppArmor, labels.Facts.SELinux = true, true
 	for name, in := range map[string]*Input{
-		"default-v2": input(spec()), "default-v1": v1(input(spec())), "user": inUser(input(spec())),
+		"labels": labels, "default-v2": input(spec()), "default-v1": v1(input(spec())), "user": inUser(input(spec())),
 		"terminal": input(terminal), "overlay": layers, "overlay-6.1": old, "init": reaper,
 	} {
 		p, err := Build(in)

@@ -425,6 +425,9 @@ func (c *compiler) mount(m *runspec.Mount, index int) error {
 		return c.legacyMount(m, dest, attr|o.rset, &o)
 	}
 	data := o.data
+	if !labelled(data) {
+		data = append(data[:len(data):len(data)], c.context(m.Type, false)...)
+	}
 	if len(o.super) > 0 {
 		data = append(o.super[:len(o.super):len(o.super)], data...)
 	}
@@ -443,6 +446,7 @@ func (c *compiler) mount(m *runspec.Mount, index int) error {
 	} else {
 		c.attach(t, dest, true)
 	}
+	c.relabelMount(m.Type, dest, t)
 	c.propagate(t, dest, &o)
 	c.op(unix.SYS_CLOSE, "close", dest, t.get())
 	return nil
@@ -479,7 +483,11 @@ func (c *compiler) prepared(fd int, dest string) cell {
 // legacyMount uses mount(2), for what fsconfig(2) does not take: long options and iversion. The place is named by
 // working in it, so no path is resolved twice.
 func (c *compiler) legacyMount(m *runspec.Mount, dest string, attr uint64, o *options) error {
-	data := strings.Join(o.data, ",")
+	list := o.data
+	if !labelled(list) {
+		list = append(list[:len(list):len(list)], c.context(m.Type, true)...)
+	}
+	data := strings.Join(list, ",")
 	if len(data) >= 4096 {
 		return unsupported("mounts["+m.Destination+"]", "options longer than a page")
 	}
@@ -697,7 +705,7 @@ func (c *compiler) cgroup(m *runspec.Mount, dest string, o *options) error {
 		c.propagate(t, dest, o)
 		return nil
 	}
-	t := c.fileSystem("tmpfs", "cgroup", dest, []string{"mode=755"}, o.set&^unix.MOUNT_ATTR_RDONLY)
+	t := c.fileSystem("tmpfs", "cgroup", dest, append([]string{"mode=755"}, c.context("tmpfs", false)...), o.set&^unix.MOUNT_ATTR_RDONLY)
 	c.attach(t, dest, true)
 	points := make([]string, 0, len(c.in.Facts.CgroupDirs))
 	for p := range c.in.Facts.CgroupDirs {

@@ -74,16 +74,26 @@ var schedulerPolicies = [...]struct {
 	name  runspec.LinuxSchedulerPolicy
 	value uint32
 }{
-	{runspec.SchedOther, 0}, {runspec.SchedFIFO, 1}, {runspec.SchedRR, 2}, {runspec.SchedBatch, 3}, {runspec.SchedISO, 4},
-	{runspec.SchedIdle, 5}, {runspec.SchedDeadline, 6},
+	{runspec.SchedOther, 0},
+	{runspec.SchedFIFO, 1},
+	{runspec.SchedRR, 2},
+	{runspec.SchedBatch, 3},
+	{runspec.SchedISO, 4},
+	{runspec.SchedIdle, 5},
+	{runspec.SchedDeadline, 6},
 }
 
 var schedulerFlags = [...]struct {
 	name  runspec.LinuxSchedulerFlag
 	value uint64
 }{
-	{runspec.SchedFlagResetOnFork, 1}, {runspec.SchedFlagReclaim, 2}, {runspec.SchedFlagDLOverrun, 4}, {runspec.SchedFlagKeepPolicy, 8},
-	{runspec.SchedFlagKeepParams, 16}, {runspec.SchedFlagUtilClampMin, 32}, {runspec.SchedFlagUtilClampMax, 64},
+	{runspec.SchedFlagResetOnFork, 1},
+	{runspec.SchedFlagReclaim, 2},
+	{runspec.SchedFlagDLOverrun, 4},
+	{runspec.SchedFlagKeepPolicy, 8},
+	{runspec.SchedFlagKeepParams, 16},
+	{runspec.SchedFlagUtilClampMin, 32},
+	{runspec.SchedFlagUtilClampMax, 64},
 }
 
 // scheduler is sched_setattr(2). SCHED_ISO is a number that Linux has kept free: the kernel says so.
@@ -137,8 +147,13 @@ var memoryModes = [...]struct {
 	value uint64
 	nodes int // -1 must have none, 1 must have some, 0 either
 }{
-	{runspec.MpolDefault, 0, -1}, {runspec.MpolPreferred, 1, 0}, {runspec.MpolBind, 2, 1}, {runspec.MpolInterleave, 3, 1},
-	{runspec.MpolLocal, 4, -1}, {runspec.MpolPreferredMany, 5, 1}, {runspec.MpolWeightedInterleave, 6, 1},
+	{runspec.MpolDefault, 0, -1},
+	{runspec.MpolPreferred, 1, 0},
+	{runspec.MpolBind, 2, 1},
+	{runspec.MpolInterleave, 3, 1},
+	{runspec.MpolLocal, 4, -1},
+	{runspec.MpolPreferredMany, 5, 1},
+	{runspec.MpolWeightedInterleave, 6, 1},
 }
 
 var memoryFlags = [...]struct {

@@ -172,8 +172,13 @@ var superOptions = [...]struct {
 	name string
 	flag uint64 // of mount(2); 0 takes one back
 }{
-	{"sync", unix.MS_SYNCHRONOUS}, {"async", 0}, {"dirsync", unix.MS_DIRSYNC}, {"lazytime", unix.MS_LAZYTIME}, {"nolazytime", 0},
-	{"mand", unix.MS_MANDLOCK}, {"nomand", 0},
+	{"sync", unix.MS_SYNCHRONOUS},
+	{"async", 0},
+	{"dirsync", unix.MS_DIRSYNC},
+	{"lazytime", unix.MS_LAZYTIME},
+	{"nolazytime", 0},
+	{"mand", unix.MS_MANDLOCK},
+	{"nomand", 0},
 }
 
 // options is the parsed form of mounts[].options.
@@ -263,8 +268,11 @@ func (o *options) superFlags() (f uint64) {
 // legacyFlags are the attributes of a mount for mount(2).
 func legacyFlags(attr uint64) (flags uint64) {
 	for _, f := range [...]struct{ attr, ms uint64 }{
-		{unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY}, {unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID}, {unix.MOUNT_ATTR_NODEV, unix.MS_NODEV},
-		{unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC}, {unix.MOUNT_ATTR_NODIRATIME, unix.MS_NODIRATIME},
+		{unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY},
+		{unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID},
+		{unix.MOUNT_ATTR_NODEV, unix.MS_NODEV},
+		{unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC},
+		{unix.MOUNT_ATTR_NODIRATIME, unix.MS_NODIRATIME},
 		{unix.MOUNT_ATTR_NOSYMFOLLOW, unix.MS_NOSYMFOLLOW},
 	} {
 		if attr&f.attr != 0 {

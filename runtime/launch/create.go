@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"os"
 	"path"
 	"sort"
@@ -48,6 +49,7 @@ type creation struct {
 	born      chan *os.File // the group's cgroup2 directory, as soon as it is there
 	isBorn    bool
 	dry       bool        // only the plan is wanted
+	devices   *netDevices // those that were moved, until Create is done
 	treeFDs   map[int]int // index in spec.Mounts -> prepared tree
 }
 
@@ -55,11 +57,12 @@ type creation struct {
 // name the operation and the path or value; a command that does not exist is reported by Start.
 func Create(ctx context.Context, o Options) (_ *Container, err error) {
 	steps := undo.New("create")
-	defer steps.Undo(&err)
 	k := &creation{
 		Options: o, spec: o.Spec, lock: -1, reportW: -1, controlR: -1, gate: -1, console: -1, consoleR: -1,
 		dir: path.Join(o.Root, o.ID),
 	}
+	defer k.closeDevices() // after they are taken back
+	defer steps.Undo(&err)
 	k.c = &Container{root: o.Root, control: -1, report: -1, steps: steps, born: monotonic()}
 	defer k.close()
 
@@ -94,6 +97,14 @@ func Create(ctx context.Context, o Options) (_ *Container, err error) {
 	}
 	if err := steps.Do("identity", k.identity, nil); err != nil {
 		return nil, err
+	}
+	if err := steps.Do("adopt", k.adopt, nil); err != nil {
+		return nil, err
+	}
+	if len(k.spec.Linux.NetDevices) > 0 {
+		if err := steps.Do("devices", k.moveDevices, k.takeBackDevices); err != nil {
+			return nil, err
+		}
 	}
 	if err := steps.Do("release", k.release, nil); err != nil {
 		return nil, err
@@ -707,12 +718,6 @@ func (k *creation) allow(b byte) error { return k.c.allow(b) }
 // release records the process and lets it go on. From here on it would outlive this process (Detached): it is on
 // record, so Delete finds it.
 func (k *creation) release() error {
-	k.closeChildEnds()
-	if k.joinsUser() && k.plan.Flags == 0 {
-		if err := k.adopt(); err != nil {
-			return err
-		}
-	}
 	r := k.c.record
 	r.Pid = k.c.pid
 	r.Started, _ = startTime(r.Pid)
@@ -771,6 +776,10 @@ func (k *creation) joinsUser() bool {
 
 // adopt takes the process that the image cloned inside a joined user namespace as the container's: it is our child too.
 func (k *creation) adopt() error {
+	k.closeChildEnds()
+	if !k.joinsUser() || k.plan.Flags != 0 {
+		return nil
+	}
 	m, err := k.c.read(k.plan)
 	if err != nil {
 		return err
@@ -782,6 +791,27 @@ func (k *creation) adopt() error {
 	k.c.pid = int(m[1])
 	return nil
 }
+
+// moveDevices is done before the container is released: sysctls and hooks may speak of its devices.
+func (k *creation) moveDevices() (err error) {
+	if k.ours[string(runspec.NetworkNamespace)] {
+		return &errdefs.Error{Op: "use the spec's", What: "linux.netDevices", Kind: errdefs.InvalidArgument, Why: "the network namespace is this process's own"}
+	}
+	if k.devices, err = moveDevices(k.c.pid, k.spec.Linux.NetDevices); err != nil {
+		if e := k.devices.takeBack(); e != nil {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+func (k *creation) closeDevices() {
+	if k.devices != nil {
+		k.devices.close()
+	}
+}
+
+func (k *creation) takeBackDevices() error { return k.devices.takeBack() }
 
 // ready waits until the container is as far as Create promises.
 func (k *creation) ready(ctx context.Context) error {

@@ -29,13 +29,13 @@ func spawn(a *spawnArgs) (pid int, err error) {
 	}
 	exe, err := sealed(img)
 	if err == nil {
-		pid, err = onThread(a, exe)
+		pid, err = cloneOnThread(a, exe)
 		_ = unix.Close(exe)
 	}
 	if err == unix.EACCES || err == unix.EPERM || err == unix.ENOSYS { // sysctl vm.memfd_noexec, or a filter around us
 		var e error
 		if exe, e = unlinked(a.dir, img); e == nil {
-			pid, err = onThread(a, exe)
+			pid, err = cloneOnThread(a, exe)
 			_ = unix.Close(exe)
 		}
 	}
@@ -45,36 +45,27 @@ func spawn(a *spawnArgs) (pid int, err error) {
 	return pid, nil
 }
 
-// onThread clones on a thread that has entered a.joins and taken a.affinity: their effect is per thread, and a clone inherits it. The
-// engine itself never is in a container: a pid namespace only concerns children, and the thread goes back or ends.
-func onThread(a *spawnArgs, exe int) (int, error) {
+// cloneOnThread clones on a thread that has entered a.joins and taken a.affinity: their effect is per thread, and a clone
+// inherits it. The engine itself never is in a container: a pid namespace only concerns children, and the thread ends.
+func cloneOnThread(a *spawnArgs, exe int) (pid int, err error) {
 	if len(a.joins) == 0 && a.affinity == nil {
 		return cloneImage(a, exe)
 	}
-	type result struct {
-		pid int
-		err error
-	}
-	res := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+	err = onThread(func() (err error) {
 		for _, j := range a.joins {
 			if err := unix.Setns(j.FD, int(plan.NamespaceFlag(j.Type))); err != nil {
-				res <- result{0, &errdefs.Error{Op: "join", What: j.Type + " namespace", Err: err}}
-				return
+				return &errdefs.Error{Op: "join", What: j.Type + " namespace", Err: err}
 			}
 		}
 		if a.affinity != nil {
 			if err := setAffinity(a.affinity); err != nil {
-				res <- result{0, &errdefs.Error{Op: "use the spec's", What: "process.execCPUAffinity.initial", Err: err}}
-				return
+				return &errdefs.Error{Op: "use the spec's", What: "process.execCPUAffinity.initial", Err: err}
 			}
 		}
-		pid, err := cloneImage(a, exe)
-		res <- result{pid, err}
-	}()
-	r := <-res
-	return r.pid, r.err
+		pid, err = cloneImage(a, exe)
+		return err
+	})
+	return pid, err
 }
 
 // setAffinity is for the calling thread, and for what it clones.

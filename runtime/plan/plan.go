@@ -234,8 +234,6 @@ func Supported(s *runspec.Spec) error {
 		return invalid("linux.mountLabel", "a label has no NUL byte and no quotation mark")
 	case l.IntelRdt != nil:
 		return unsupported("linux.intelRdt", "not supported yet")
-	case len(l.NetDevices) > 0:
-		return unsupported("linux.netDevices", "not supported yet")
 	}
 	if err := supportedClocks(l); err != nil {
 		return err
@@ -274,6 +272,9 @@ func Supported(s *runspec.Spec) error {
 		// right in its new user namespace, and the process that clones it has threads.
 		return unsupported("linux.namespaces", "joining a time namespace together with a new user namespace")
 	}
+	if err := supportedDevices(l.NetDevices, seen&unix.CLONE_NEWNET != 0); err != nil {
+		return err
+	}
 	if seen&unix.CLONE_NEWUTS == 0 {
 		if s.Hostname != "" {
 			return invalid("hostname", "without a uts namespace it would be the host's name")
@@ -300,6 +301,36 @@ func Supported(s *runspec.Spec) error {
 		}
 	}
 	return nil
+}
+
+// supportedDevices checks linux.netDevices.
+func supportedDevices(devices map[string]runspec.LinuxNetDevice, network bool) error {
+	if len(devices) > 0 && !network {
+		return invalid("linux.netDevices", "without a network namespace there is nowhere to move them")
+	}
+	inside := map[string]bool{}
+	for name, d := range devices {
+		field := "linux.netDevices[" + name + "]"
+		if !deviceName(name) || strings.IndexByte(name, '%') >= 0 {
+			return invalid(field, "a device's name is 1 to 15 bytes without slashes, colons and spaces")
+		}
+		if d.Name == "" {
+			d.Name = name
+		}
+		if pattern := strings.Replace(d.Name, "%d", "", 1); !deviceName(d.Name) || strings.IndexByte(pattern, '%') >= 0 {
+			return invalid(field+".name", "a device's name is 1 to 15 bytes without slashes, colons and spaces, and at most one %d")
+		}
+		if inside[d.Name] && strings.IndexByte(d.Name, '%') < 0 {
+			return invalid(field+".name", "two devices would be "+d.Name)
+		}
+		inside[d.Name] = true
+	}
+	return nil
+}
+
+// deviceName is what the kernel takes (dev_valid_name).
+func deviceName(s string) bool {
+	return s != "" && len(s) < unix.IFNAMSIZ && s != "." && s != ".." && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' }) < 0
 }
 
 // supportedIDMap checks what the specification says of mounts[].uidMappings and the options idmap and ridmap.

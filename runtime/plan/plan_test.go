@@ -211,7 +211,12 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		"linux.personality.flags": func(s *runspec.Spec) {
 			s.Linux.Personality = &runspec.LinuxPersonality{Domain: "LINUX", Flags: []runspec.LinuxPersonalityFlag{"X"}}
 		},
-		"linux.netDevices":               func(s *runspec.Spec) { s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"eth0": {}} },
+		"linux.netDevices": func(s *runspec.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces[:1], s.Linux.Namespaces[2:]...)
+			s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"eth0": {}}
+		},
+		"linux.netDevices[a/b]":          func(s *runspec.Spec) { s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"a/b": {}} },
+		"linux.netDevices[e0].name":      func(s *runspec.Spec) { s.Linux.NetDevices = map[string]runspec.LinuxNetDevice{"e0": {Name: "%d%d"}} },
 		"linux.timeOffsets":              func(s *runspec.Spec) { s.Linux.TimeOffsets = map[string]runspec.LinuxTimeOffset{"boottime": {}} },
 		"linux.seccomp.listenerMetadata": func(s *runspec.Spec) { s.Linux.Seccomp = &runspec.LinuxSeccomp{ListenerMetadata: "/x"} },
 		"linux.seccomp.listenerPath": func(s *runspec.Spec) {

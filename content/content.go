@@ -9,6 +9,8 @@
 // process that dies leaves nothing either: the file has no name until Commit (O_TMPFILE). On a file system without
 // unnamed files the ingest has a name under ingest/ and a lock on it; Sweep removes those that nobody holds.
 //
+// An ingest that Resume begins is written in ranges, and is kept when it is broken off: see resume.go.
+//
 // While it is being written an ingest can be read by others in the same process (Follow): that is how a layer is
 // unpacked while it arrives, with the page cache as the only buffer.
 //

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/onggi/onggi/errdefs"
@@ -29,10 +30,14 @@ type Ingest struct {
 	temp string // its name under ingest/, "" when it has none
 	h    hash.Hash
 
+	parts  *chunks // of one that can be resumed, nil of others
+	placed bool    // it has its name under blobs/
+
 	mu       sync.Mutex
 	changed  *sync.Cond // on mu: written, verified or err changed
 	written  int64
 	verified bool
+	closed   bool
 	err      error // why there will be no more
 }
 
@@ -251,9 +256,13 @@ func (w *Ingest) Commit(ctx context.Context) (ocispec.Descriptor, error) {
 	if err := ctx.Err(); err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	if w.parts != nil {
+		w.parts.wg.Wait()
+	}
 	if err := w.place(); err != nil {
 		return ocispec.Descriptor{}, blobError("store", w.desc.Digest, err)
 	}
+	w.placed = true
 	return w.desc, w.Close()
 }
 
@@ -283,6 +292,19 @@ func (w *Ingest) place() error {
 
 // link gives the file its name; fs.ErrExist when the name is taken.
 func (w *Ingest) link(path string) error {
+	if w.parts != nil {
+		if err := w.f.Chmod(0o444); err != nil {
+			return err
+		}
+		// Renamed, so that no second name of a blob stays that looks like a transfer.
+		err := unix.Renameat2(unix.AT_FDCWD, w.temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+		if err == nil || errors.Is(err, unix.EEXIST) {
+			if err != nil {
+				return &os.LinkError{Op: "rename", Old: w.temp, New: path, Err: err}
+			}
+			return nil
+		}
+	}
 	if w.temp != "" {
 		return os.Link(w.temp, path)
 	}
@@ -323,7 +345,12 @@ func (w *Ingest) Close() error {
 		w.changed.Broadcast()
 	}
 	f := w.f
+	closed := w.closed
+	w.closed = true
 	w.mu.Unlock()
+	if w.parts != nil && (closed || w.suspend(w.placed)) {
+		w.temp = "" // kept
+	}
 	if w.temp != "" {
 		if err := os.Remove(w.temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("drop an ingest: %w", err)
@@ -342,8 +369,11 @@ func (w *Ingest) Abort(why error) error {
 	return w.Close()
 }
 
-// Sweep removes what processes that are gone left in ingest/.
+// Sweep removes what processes that are gone left in ingest/. Transfers that can be resumed stay for KeepPartial.
 func (s *Store) Sweep(ctx context.Context) error {
+	if err := s.DropPartials(ctx, KeepPartial); err != nil {
+		return err
+	}
 	dir := filepath.Join(s.dir, "ingest")
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -356,7 +386,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if !e.Type().IsRegular() {
+		if !e.Type().IsRegular() || strings.Contains(e.Name(), ".part") || strings.Contains(e.Name(), ".map") {
 			continue
 		}
 		f, err := os.OpenFile(filepath.Join(dir, e.Name()), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

@@ -555,20 +555,28 @@ func (f *fetching) fetchAndUnpack(ctx context.Context, desc ocispec.Descriptor, 
 	defer steps.Undo(&err)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	w, err := f.s.content.Begin(ctx, desc)
+	w, err := f.ingest(ctx, desc)
 	if err != nil {
 		return err
 	}
-	steps.Push("ingest", w.Close)
+	steps.Push("ingest", func() error {
+		if errdefs.Is(err, errdefs.Corrupt) {
+			w.Discard() // it would not get better by being resumed
+		}
+		return w.Close()
+	})
 	fetched := make(chan error, 1)
 	err = steps.Do("fetch", func() error {
-		r, done, err := f.source.layer(ctx, desc)
-		if err != nil {
-			return err
+		fetch := func() error { return f.fetchRanges(ctx, w, desc) }
+		if !w.Resumable() {
+			r, done, err := f.source.layer(ctx, desc)
+			if err != nil {
+				return err
+			}
+			fetch = func() error { defer done(); return f.fetch(w, r, desc) }
 		}
 		go func() {
-			defer done()
-			err := f.fetch(w, r, desc)
+			err := fetch()
 			if err != nil {
 				_ = w.Abort(err) // the unpack ends with this reason,
 				cancel(err)      // also when it still waits for its turn
@@ -609,6 +617,10 @@ func (f *fetching) fetch(w *content.Ingest, r io.Reader, desc ocispec.Descriptor
 	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, buf); err != nil {
 		return err
 	}
+	return f.verify(w, desc)
+}
+
+func (f *fetching) verify(w *content.Ingest, desc ocispec.Descriptor) error {
 	if err := w.Verify(); err != nil {
 		e := *errdefs.As(err)
 		e.Fix = "try again; if it stays, the registry's data are damaged"

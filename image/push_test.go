@@ -58,6 +58,7 @@ type watch struct {
 	got  int64    // bytes of answers to GETs of blobs
 	// spoil answers a request itself, or changes it; false passes it on.
 	spoil func(w http.ResponseWriter, r *http.Request) bool
+	proxy *httputil.ReverseProxy
 }
 
 func watchRegistry(t testing.TB, addr string) *watch {
@@ -65,6 +66,7 @@ func watchRegistry(t testing.TB, addr string) *watch {
 	w := &watch{}
 	target, _ := url.Parse("http://" + addr)
 	proxy := httputil.NewSingleHostReverseProxy(target)
+	w.proxy = proxy
 	proxy.FlushInterval = -1
 	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
 	proxy.ModifyResponse = func(r *http.Response) error {

@@ -29,7 +29,29 @@ func (c *Client) Blob(ctx context.Context, ref reference.Reference, desc ocispec
 			Why: fmt.Sprintf("its size %d is negative", desc.Size),
 		}
 	}
-	b := &blob{c: c, ctx: ctx, ref: ref, desc: desc}
+	b := &blob{c: c, ctx: ctx, ref: ref, desc: desc, end: desc.Size}
+	if err := b.open(); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// ErrNoRanges says that a registry sends whole blobs only, or other ranges than it is asked for.
+var ErrNoRanges = errors.New("the registry does not serve ranges of blobs")
+
+// BlobRange is Blob for the bytes from from up to to, without it. When the registry does not serve ranges the error is
+// ErrNoRanges, and the blob has to be read from its start.
+func (c *Client) BlobRange(ctx context.Context, ref reference.Reference, desc ocispec.Descriptor, from, to int64) (io.ReadCloser, error) {
+	if err := content.Check(desc.Digest); err != nil {
+		return nil, err
+	}
+	if from < 0 || to <= from || to > desc.Size {
+		return nil, &errdefs.Error{
+			Op: "fetch a blob of", What: ref.Familiar(), Kind: errdefs.InvalidArgument,
+			Why: fmt.Sprintf("it has no bytes from %d to %d", from, to),
+		}
+	}
+	b := &blob{c: c, ctx: ctx, ref: ref, desc: desc, off: from, since: from, end: to, ranged: true}
 	if err := b.open(); err != nil {
 		return nil, err
 	}
@@ -38,28 +60,34 @@ func (c *Client) Blob(ctx context.Context, ref reference.Reference, desc ocispec
 
 // blob is a stream that survives broken connections.
 type blob struct {
-	c     *Client
-	ctx   context.Context
-	ref   reference.Reference
-	desc  ocispec.Descriptor
-	r     *response
-	off   int64 // of the next byte
-	tries int   // without progress
-	since int64 // off at the last break
-	err   error
+	c    *Client
+	ctx  context.Context
+	ref  reference.Reference
+	desc ocispec.Descriptor
+	r    *response
+	off  int64 // of the next byte
+	end  int64 // of the last byte that is wanted, and one more
+	// ranged: only a part is wanted, and a whole blob is no answer.
+	ranged bool
+	tries  int   // without progress
+	since  int64 // off at the last break
+	err    error
 }
 
 func (b *blob) open() error {
 	r, err := b.c.do(b.ctx, request{
 		op: "fetch a blob of", ref: b.ref, method: http.MethodGet, path: "blobs/" + string(b.desc.Digest),
-		from: b.off, byDigest: true,
+		from: b.off, to: b.last(), byDigest: true,
 	})
 	if err != nil {
 		return err
 	}
 	skip := int64(0)
 	switch {
-	case r.StatusCode == http.StatusPartialContent && b.off > 0:
+	case b.ranged && (b.off > 0 || b.end < b.desc.Size) && (r.StatusCode != http.StatusPartialContent || !b.asked(r)):
+		r.close()
+		return ErrNoRanges
+	case r.StatusCode == http.StatusPartialContent && (b.off > 0 || b.ranged):
 		if !strings.HasPrefix(r.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", b.off)) {
 			r.close()
 			return b.corrupt(fmt.Sprintf("the registry %s sent another range than was asked for", b.ref.Domain))
@@ -70,9 +98,9 @@ func (b *blob) open() error {
 		r.close()
 		return b.corrupt(fmt.Sprintf("the registry %s answers %d to a request for a blob", b.ref.Domain, r.StatusCode))
 	}
-	if n := r.ContentLength; n >= 0 && n != b.desc.Size-b.off+skip {
+	if n := r.ContentLength; n >= 0 && n != b.end-b.off+skip {
 		r.close()
-		return b.corrupt(fmt.Sprintf("the registry %s says it has %d bytes instead of %d", b.ref.Domain, n+b.off-skip, b.desc.Size))
+		return b.corrupt(fmt.Sprintf("the registry %s says it has %d bytes instead of %d", b.ref.Domain, n+b.off-skip, b.end))
 	}
 	if skip > 0 {
 		if _, err := io.CopyN(io.Discard, r.Body, skip); err != nil {
@@ -82,6 +110,19 @@ func (b *blob) open() error {
 	}
 	b.r = r
 	return nil
+}
+
+// last is the last byte to ask for; 0 means to the end.
+func (b *blob) last() int64 {
+	if b.ranged {
+		return b.end - 1
+	}
+	return 0
+}
+
+// asked reports whether an answer is the range that was asked for.
+func (b *blob) asked(r *response) bool {
+	return strings.HasPrefix(r.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-%d/", b.off, b.end-1))
 }
 
 func (b *blob) corrupt(why string) error {
@@ -103,13 +144,13 @@ func (b *blob) Read(p []byte) (int, error) {
 
 // read reads once; (0, nil) means that the stream was opened again.
 func (b *blob) read(p []byte) (int, error) {
-	left := b.desc.Size - b.off
+	left := b.end - b.off
 	if left == 0 && b.r.ContentLength >= 0 {
 		return 0, io.EOF
 	}
 	n, err := b.r.Body.Read(p[:min(int64(len(p)), left+1)]) // one more than there may be, to notice an endless body
 	if int64(n) > left {
-		return int(left), b.corrupt(fmt.Sprintf("the registry %s sends more than its %d bytes", b.ref.Domain, b.desc.Size))
+		return int(left), b.corrupt(fmt.Sprintf("the registry %s sends more than its %d bytes", b.ref.Domain, b.end))
 	}
 	b.off += int64(n)
 	switch {
@@ -136,7 +177,7 @@ func (b *blob) again(cause error) error {
 		err := b.c.networkError("fetch a blob of", b.ref, b.r.at, cause)
 		if errors.Is(cause, io.ErrUnexpectedEOF) {
 			e := *errdefs.As(err)
-			e.Why = fmt.Sprintf("the registry %s breaks off after %d of %d bytes", b.ref.Domain, b.off, b.desc.Size)
+			e.Why = fmt.Sprintf("the registry %s breaks off after %d of %d bytes", b.ref.Domain, b.off, b.end)
 			err = &e
 		}
 		return err

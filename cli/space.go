@@ -19,6 +19,7 @@ func systemCommands() []command {
 	return []command{
 		{"df", "Show what takes how much of the disk", groupHost, buildDf},
 		{"prune", "Remove what is not used", groupHost, buildSystemPrune},
+		{"check", "Read everything that is stored, name what is broken, repair it", groupHost, buildCheck},
 		{"limits", "Show or set quota, reserve, and how long removals can be undone", groupHost, buildLimits},
 	}
 }

@@ -434,6 +434,9 @@ func (c *Container) remove(force bool) error {
 	case !errdefs.Is(err, errdefs.NotFound):
 		return err
 	}
+	if err := removeResctrl(c.record.RDT); err != nil {
+		return err
+	}
 	c.warnHooks(c.poststop())
 	return removeState(c.root, id)
 }

@@ -106,6 +106,12 @@ func Create(ctx context.Context, o Options) (_ *Container, err error) {
 			return nil, err
 		}
 	}
+	if k.spec.Linux.IntelRdt != nil {
+		steps.Push("create.resctrl", func() error { return removeResctrl(k.c.record.RDT) })
+		if err := steps.Do("resctrl", k.joinResctrl, nil); err != nil {
+			return nil, err
+		}
+	}
 	if err := steps.Do("release", k.release, nil); err != nil {
 		return nil, err
 	}
@@ -803,6 +809,17 @@ func (k *creation) moveDevices() (err error) {
 		}
 	}
 	return err
+}
+
+// joinResctrl gives the first process its share of caches and memory bandwidth.
+func (k *creation) joinResctrl() error {
+	r, err := openResctrl()
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	k.c.record.RDT = &rdtRecord{}
+	return r.join(k.spec.Linux.IntelRdt, k.ID, k.c.pid, k.c.record.RDT, func() error { return k.c.record.write(k.Root) })
 }
 
 func (k *creation) closeDevices() {

@@ -796,6 +796,8 @@ func decodeRecord(b []byte) (*record, error) {
 			pointer(d, &r.Process, d.process)
 		case "linux":
 			pointer(d, &r.Linux, d.linux)
+		case "rdt":
+			d.other(&r.RDT)
 		case "filterFlags":
 			r.Flags = uint32(d.unsigned(32))
 		case "steps":

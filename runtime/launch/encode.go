@@ -55,6 +55,9 @@ func (r *record) encode() ([]byte, error) {
 	if r.Linux != nil {
 		e.other("linux", r.Linux)
 	}
+	if r.RDT != nil {
+		e.other("rdt", r.RDT)
+	}
 	e.num("filterFlags", uint64(r.Flags))
 	e.strs("steps", r.Steps)
 	e.num("firstStep", uint64(r.FirstStep))

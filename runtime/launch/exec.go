@@ -213,6 +213,21 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 			a.cgroup = int(d.Fd())
 		}
 	}
+	if r.RDT != nil {
+		rdt, err := openResctrl()
+		if err != nil {
+			return nil, err
+		}
+		defer rdt.close()
+		fds, err := rdt.tasks(r.RDT)
+		if err != nil {
+			return nil, err
+		}
+		for _, fd := range fds {
+			in.Fds.Tasks = append(in.Fds.Tasks, len(a.fds))
+			a.fds = append(a.fds, keep(fd))
+		}
+	}
 	control := -1 // only for a filter with a listener
 	if in.Filter != nil && in.Filter.Notify {
 		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {

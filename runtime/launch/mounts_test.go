@@ -127,16 +127,18 @@ func TestRemount(t *testing.T) {
 // TestIDMappedMounts: files of ids that the container does not have become the container's.
 func TestIDMappedMounts(t *testing.T) {
 	h := newHost(t)
-	src := filepath.Join(h.bundle, "data")
-	if err := os.MkdirAll(src+"/sub", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range []string{src, src + "/sub"} {
-		if err := unix.Mount("tmpfs", d, "tmpfs", 0, "mode=755"); err != nil {
+	src, other := filepath.Join(h.bundle, "data"), filepath.Join(h.bundle, "other")
+	for _, d := range []string{src + "/sub", other, filepath.Join(h.rootfs, "m")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		defer unix.Unmount(d, unix.MNT_DETACH) //nolint:errcheck // newHost's clean-up would fail on it
-		_ = os.Mkdir(src+"/sub", 0o755)
+	}
+	// On the disk, because tmpfs knows id maps only since Linux 6.3; with a mount below.
+	if err := unix.Mount(other, src+"/sub", "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(src+"/sub", unix.MNT_DETACH) //nolint:errcheck // newHost's clean-up would fail on it
+	for _, d := range []string{src, other} {
 		if err := os.WriteFile(d+"/f", nil, 0o644); err != nil {
 			t.Fatal(err)
 		}

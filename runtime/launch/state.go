@@ -32,7 +32,8 @@ type record struct {
 	Annotations map[string]string        `json:"annotations,omitempty"`
 	Hooks       *runspec.Hooks           `json:"hooks,omitempty"` // those that are still to be run
 	Process     *runspec.Process         `json:"process,omitempty"`
-	Linux       *runspec.Linux           `json:"linux,omitempty"`       // what exec needs of it; see kept
+	Linux       *runspec.Linux           `json:"linux,omitempty"` // what exec needs of it; see kept
+	RDT         *rdtRecord               `json:"rdt,omitempty"`
 	Flags       uint32                   `json:"filterFlags,omitempty"` // of the filter in "filter"
 	Steps       []string                 `json:"steps,omitempty"`       // names of the operations after the gate
 	FirstStep   int                      `json:"firstStep,omitempty"`

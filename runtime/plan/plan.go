@@ -5,6 +5,7 @@ package plan
 import (
 	"encoding/binary"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/onggi/onggi/errdefs"
@@ -232,8 +233,9 @@ func Supported(s *runspec.Spec) error {
 	switch {
 	case strings.IndexByte(l.MountLabel, 0) >= 0 || strings.IndexByte(l.MountLabel, '"') >= 0:
 		return invalid("linux.mountLabel", "a label has no NUL byte and no quotation mark")
-	case l.IntelRdt != nil:
-		return unsupported("linux.intelRdt", "not supported yet")
+	}
+	if err := supportedRDT(l.IntelRdt); err != nil {
+		return err
 	}
 	if err := supportedClocks(l); err != nil {
 		return err
@@ -298,6 +300,29 @@ func Supported(s *runspec.Spec) error {
 	for i := range s.Mounts {
 		if err := supportedIDMap(&s.Mounts[i], seen&unix.CLONE_NEWUSER != 0); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// supportedRDT checks linux.intelRdt.
+func supportedRDT(r *runspec.LinuxIntelRdt) error {
+	if r == nil {
+		return nil
+	}
+	switch id := r.ClosID; {
+	case id == "." || id == ".." || id == "info" || id == "mon_groups" || id == "mon_data" || id != "/" && strings.ContainsAny(id, "/\x00\n"):
+		return invalid("linux.intelRdt.closID", strconv.Quote(id)+" is not the name of a group")
+	case r.MemBwSchema != "" && !strings.HasPrefix(r.MemBwSchema, "MB:"):
+		return invalid("linux.intelRdt.memBwSchema", "it does not begin with MB:")
+	case strings.ContainsAny(r.MemBwSchema, "\n\x00"):
+		return invalid("linux.intelRdt.memBwSchema", "it is more than a line")
+	case strings.ContainsAny(r.L3CacheSchema, "\n\x00"):
+		return invalid("linux.intelRdt.l3CacheSchema", "it is more than a line")
+	}
+	for _, s := range r.Schemata {
+		if strings.ContainsAny(s, "\n\x00") {
+			return invalid("linux.intelRdt.schemata", "an element is more than a line")
 		}
 	}
 	return nil

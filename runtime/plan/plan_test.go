@@ -199,8 +199,13 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		"process.capabilities.effective": func(s *runspec.Spec) { s.Process.Capabilities.Permitted = nil },
 		"process.rlimits":                func(s *runspec.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
 		"linux.mountLabel":               func(s *runspec.Spec) { s.Linux.MountLabel = "x" },
-		"linux.intelRdt":                 func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{} },
-		"linux.memoryPolicy.mode":        func(s *runspec.Spec) { s.Linux.MemoryPolicy = &runspec.LinuxMemoryPolicy{} },
+		"linux.intelRdt.closID":          func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{ClosID: "a/b"} },
+		"linux.intelRdt.memBwSchema":     func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{MemBwSchema: "L3:0=1"} },
+		"linux.intelRdt.l3CacheSchema": func(s *runspec.Spec) {
+			s.Linux.IntelRdt = &runspec.LinuxIntelRdt{L3CacheSchema: "L3:0=1\nL3:1=1"}
+		},
+		"linux.intelRdt.schemata": func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{Schemata: []string{"a\n"}} },
+		"linux.memoryPolicy.mode": func(s *runspec.Spec) { s.Linux.MemoryPolicy = &runspec.LinuxMemoryPolicy{} },
 		"linux.memoryPolicy.nodes": func(s *runspec.Spec) {
 			s.Linux.MemoryPolicy = &runspec.LinuxMemoryPolicy{Mode: "MPOL_BIND", Nodes: " "}
 		},

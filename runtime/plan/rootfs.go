@@ -611,7 +611,7 @@ func (c *compiler) bind(m *runspec.Mount, index int, dest string, o *options) er
 	if len(o.data) > 0 {
 		return unsupported(field, "mount option "+o.data[0]+" of a bind mount")
 	}
-	for _, name := range o.super {
+	for _, name := range o.changes() {
 		c.warn(field + ": " + name + " is an option of the whole file system, and a bind mount cannot change it")
 	}
 	src := BindSource(c.in.Bundle, m)

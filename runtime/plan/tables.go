@@ -247,6 +247,21 @@ next:
 	return o
 }
 
+// changes are those of o.super that are not the default.
+func (o *options) changes() (out []string) {
+	for _, s := range o.super {
+		for _, k := range superOptions {
+			if k.name == s && k.flag != 0 {
+				out = append(out, s)
+			}
+		}
+	}
+	if o.iversion {
+		out = append(out, "iversion")
+	}
+	return out
+}
+
 // superFlags are o.super for mount(2).
 func (o *options) superFlags() (f uint64) {
 	for _, s := range o.super {

@@ -174,7 +174,8 @@ func stepError(name string, errno unix.Errno) error {
 }
 
 // Start lets the first process execute the command and returns when it does. Errors: CommandNotFound, NotExecutable,
-// Conflict when the container is not waiting to be started.
+// Conflict when the container is not waiting to be started. A startContainer or poststart hook that fails ends the
+// container.
 func (c *Container) Start() error {
 	if c.control < 0 {
 		return c.startByOther()
@@ -186,13 +187,13 @@ func (c *Container) Start() error {
 	_ = unix.Close(c.control)
 	_ = unix.Close(c.report)
 	c.control, c.report = -1, -1
-	c.warnHooks(c.poststart())
-	return nil
+	return c.poststart()
 }
 
 func (c *Container) startOwn() error {
 	if c.record.Status == runspec.StateCreated {
 		if err := c.startHooks(context.Background()); err != nil {
+			_ = c.signalProcess(int(unix.SIGKILL))
 			return err
 		}
 		c.record.Status = runspec.StateRunning
@@ -262,8 +263,7 @@ func (c *Container) startByOther() error {
 	if _, err := c.read(nil); err != nil {
 		return err
 	}
-	c.warnHooks(c.poststart())
-	return nil
+	return c.poststart()
 }
 
 // Wait returns how the first process ended. Only for the process that created it.
@@ -437,7 +437,7 @@ func (c *Container) remove(force bool) error {
 	if err := removeResctrl(c.record.RDT); err != nil {
 		return err
 	}
-	c.warnHooks(c.poststop())
+	c.poststop()
 	return removeState(c.root, id)
 }
 

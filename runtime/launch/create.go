@@ -49,6 +49,7 @@ type creation struct {
 	born      chan *os.File // the group's cgroup2 directory, as soon as it is there
 	isBorn    bool
 	dry       bool        // only the plan is wanted
+	hooked    bool        // the first hook has been run
 	devices   *netDevices // those that were moved, until Create is done
 	treeFDs   map[int]int // index in spec.Mounts -> prepared tree
 }
@@ -72,6 +73,12 @@ func Create(ctx context.Context, o Options) (_ *Container, err error) {
 	if err := steps.Do("record", k.record, func() error { return removeState(o.Root, o.ID) }); err != nil {
 		return nil, err
 	}
+	steps.Push("create.poststop", func() error { // last but for the record, as delete does it
+		if k.hooked {
+			k.c.poststop()
+		}
+		return nil
+	})
 	k.startGroup(steps)
 	if err := steps.Do("descriptors", k.open, nil); err != nil {
 		return nil, err
@@ -841,6 +848,7 @@ func (k *creation) ready(ctx context.Context) error {
 		if m[0] != plan.MessageReady {
 			return &errdefs.Error{Op: "create container", What: k.ID, Kind: errdefs.Internal, Why: "an unexpected message"}
 		}
+		k.hooked = true
 		if err := k.c.createHooks(ctx, h); err != nil {
 			return err
 		}

@@ -6,9 +6,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
@@ -47,28 +47,29 @@ func (c *Container) startHooks(ctx context.Context) error {
 	return c.hooksInside(ctx, c.record.Hooks.StartContainer, runspec.StateCreated)
 }
 
-func (c *Container) poststart() (err error) {
-	if c.record.Hooks != nil {
-		for i := range c.record.Hooks.Poststart {
-			err = errors.Join(err, c.hook(context.Background(), &c.record.Hooks.Poststart[i], runspec.StateRunning, false))
+// poststart runs when the command does; a hook that fails ends the container (runtime.md, "Lifecycle", 9).
+func (c *Container) poststart() error {
+	if c.record.Hooks == nil {
+		return nil
+	}
+	for i := range c.record.Hooks.Poststart {
+		if err := c.hook(context.Background(), &c.record.Hooks.Poststart[i], runspec.StateRunning, false); err != nil {
+			_ = c.signalProcess(int(unix.SIGKILL))
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
-func (c *Container) poststop() (err error) {
-	if c.record.Hooks != nil {
-		for i := range c.record.Hooks.Poststop {
-			err = errors.Join(err, c.hook(context.Background(), &c.record.Hooks.Poststop[i], runspec.StateStopped, false))
-		}
+// poststop runs when all of the container is gone but its record; whatever a hook does, the next one runs.
+func (c *Container) poststop() {
+	if c.record.Hooks == nil {
+		return
 	}
-	return err
-}
-
-// warnHooks: the specification has failures of poststart and poststop hooks logged, not returned.
-func (c *Container) warnHooks(err error) {
-	if err != nil {
-		_, _ = os.Stderr.WriteString("onggi-runtime: " + err.Error() + "\n")
+	for i := range c.record.Hooks.Poststop {
+		if err := c.hook(context.Background(), &c.record.Hooks.Poststop[i], runspec.StateStopped, false); err != nil {
+			_, _ = os.Stderr.WriteString("onggi-runtime: " + err.Error() + "\n")
+		}
 	}
 }
 
@@ -78,8 +79,11 @@ func (c *Container) hook(ctx context.Context, h *runspec.Hook, status runspec.Co
 		return &errdefs.Error{Op: "run the hook", What: h.Path, Err: err, Why: why, Kind: errdefs.KindOf(err)}
 	}
 	s := runspec.State{Version: c.record.Version, ID: c.record.ID, Status: status, Pid: c.pid, Bundle: c.record.Bundle, Annotations: c.record.Annotations}
-	if status == runspec.StateStopped {
+	switch {
+	case status == runspec.StateStopped:
 		s.Pid = 0
+	case inside:
+		s.Pid = innerPid(c.pid)
 	}
 	state, err := json.Marshal(&s)
 	if err != nil {
@@ -117,7 +121,7 @@ func (c *Container) hook(ctx context.Context, h *runspec.Hook, status runspec.Co
 		if env == nil {
 			env = []string{}
 		}
-		if p, err = os.StartProcess(h.Path, args, &os.ProcAttr{Env: env, Files: []*os.File{stdin, stderr, stderr}}); err == nil {
+		if p, err = os.StartProcess(h.Path, args, &os.ProcAttr{Dir: c.record.Bundle, Env: env, Files: []*os.File{stdin, stderr, stderr}}); err == nil {
 			pid = p.Pid
 		}
 	}
@@ -174,6 +178,24 @@ func (c *Container) hook(ctx context.Context, h *runspec.Hook, status runspec.Co
 	return fail(nil, why)
 }
 
+// innerPid is a process's id in its own pid namespace: the last of those in NSpid (proc_pid_status(5)).
+func innerPid(pid int) int {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return pid
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			if f := strings.Fields(rest); len(f) > 0 {
+				if n, err := strconv.Atoi(f[len(f)-1]); err == nil {
+					return n
+				}
+			}
+		}
+	}
+	return pid
+}
+
 // spawnHook runs a hook inside the container's namespaces.
 func (c *Container) spawnHook(h *runspec.Hook, stdin, output *os.File) (int, error) {
 	pidfd, err := unix.PidfdOpen(c.pid, 0)
@@ -198,13 +220,28 @@ func (c *Container) spawnHook(h *runspec.Hook, stdin, output *os.File) (int, err
 		return 0, err
 	}
 	defer unix.Close(root) //nolint:errcheck // a handle
+	// As a process of the container, it counts for the container's limits.
+	var tasks []int
+	if g, err := c.openGroup(); err == nil {
+		files, err := g.Tasks()
+		if err != nil {
+			return 0, err
+		}
+		for _, f := range files {
+			in.Fds.Tasks = append(in.Fds.Tasks, 6+len(tasks))
+			tasks = append(tasks, int(f.Fd()))
+		}
+		if d := g.Dir(); d != nil {
+			a.cgroup = int(d.Fd())
+		}
+	}
 	a.plan = plan.BuildHook(in, h, 5)
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return 0, err
 	}
 	defer unix.Close(p[0]) //nolint:errcheck // read only
-	a.fds = []int{int(stdin.Fd()), int(output.Fd()), int(output.Fd()), p[1], pidfd, root}
+	a.fds = append([]int{int(stdin.Fd()), int(output.Fd()), int(output.Fd()), p[1], pidfd, root}, tasks...)
 	pid, err := spawn(a)
 	_ = unix.Close(p[1])
 	if err != nil {

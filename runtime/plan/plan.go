@@ -144,6 +144,9 @@ func BuildExec(in *Input) (*Plan, error) {
 func BuildHook(in *Input, h *runspec.Hook, root int) *Plan {
 	c := &compiler{builder: newBuilder(32), in: in, spec: in.Spec, linux: in.Spec.Linux, joined: true}
 	c.begin()
+	for _, fd := range in.Fds.Tasks {
+		c.op(unix.SYS_WRITE, "join", "control group", num(fd), c.s("0"), num(1))
+	}
 	c.join()
 	c.op(unix.SYS_FCHDIR, "enter", "the container's root", num(root))
 	c.op(unix.SYS_CHROOT, "change root", "", c.s("."))
@@ -226,6 +229,9 @@ func Supported(s *runspec.Spec) error {
 	if err := SupportedProcess(s.Process); err != nil {
 		return err
 	}
+	if err := supportedHooks(s.Hooks); err != nil {
+		return err
+	}
 	l := s.Linux
 	if l == nil {
 		return invalid("linux", "a container needs at least a mount namespace")
@@ -300,6 +306,39 @@ func Supported(s *runspec.Spec) error {
 	for i := range s.Mounts {
 		if err := supportedIDMap(&s.Mounts[i], seen&unix.CLONE_NEWUSER != 0); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// supportedHooks checks hooks before one of them runs.
+func supportedHooks(h *runspec.Hooks) error {
+	if h == nil {
+		return nil
+	}
+	for _, list := range [...]struct {
+		name  string
+		hooks []runspec.Hook
+	}{
+		{"prestart", h.Prestart}, {"createRuntime", h.CreateRuntime}, {"createContainer", h.CreateContainer}, //nolint:staticcheck // prestart is deprecated and in use
+		{"startContainer", h.StartContainer}, {"poststart", h.Poststart}, {"poststop", h.Poststop},
+	} {
+		for i := range list.hooks {
+			k := &list.hooks[i]
+			field := "hooks." + list.name + "[" + itoa(i) + "]"
+			if !path.IsAbs(k.Path) {
+				return invalid(field+".path", strconv.Quote(k.Path)+" is not absolute")
+			}
+			if k.Timeout != nil && *k.Timeout <= 0 {
+				return invalid(field+".timeout", "it is not above zero")
+			}
+			for _, l := range [...][]string{{k.Path}, k.Args, k.Env} {
+				for _, s := range l {
+					if strings.IndexByte(s, 0) >= 0 {
+						return invalid(field, "a string holds a NUL byte")
+					}
+				}
+			}
 		}
 	}
 	return nil

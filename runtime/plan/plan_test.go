@@ -199,8 +199,16 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		"process.capabilities.effective": func(s *runspec.Spec) { s.Process.Capabilities.Permitted = nil },
 		"process.rlimits":                func(s *runspec.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
 		"linux.mountLabel":               func(s *runspec.Spec) { s.Linux.MountLabel = "x" },
-		"linux.intelRdt.closID":          func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{ClosID: "a/b"} },
-		"linux.intelRdt.memBwSchema":     func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{MemBwSchema: "L3:0=1"} },
+		"hooks.poststop[0].path":         func(s *runspec.Spec) { s.Hooks = &runspec.Hooks{Poststop: []runspec.Hook{{Path: "rel"}}} },
+		"hooks.createRuntime[1].timeout": func(s *runspec.Spec) {
+			zero := 0
+			s.Hooks = &runspec.Hooks{CreateRuntime: []runspec.Hook{{Path: "/a"}, {Path: "/b", Timeout: &zero}}}
+		},
+		"hooks.startContainer[0]": func(s *runspec.Spec) {
+			s.Hooks = &runspec.Hooks{StartContainer: []runspec.Hook{{Path: "/a", Args: []string{"\x00"}}}}
+		},
+		"linux.intelRdt.closID":      func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{ClosID: "a/b"} },
+		"linux.intelRdt.memBwSchema": func(s *runspec.Spec) { s.Linux.IntelRdt = &runspec.LinuxIntelRdt{MemBwSchema: "L3:0=1"} },
 		"linux.intelRdt.l3CacheSchema": func(s *runspec.Spec) {
 			s.Linux.IntelRdt = &runspec.LinuxIntelRdt{L3CacheSchema: "L3:0=1\nL3:1=1"}
 		},

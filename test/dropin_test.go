@@ -84,6 +84,12 @@ func TestPodmanRunsOnOurRuntime(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
+	podmanTry := func(args ...string) (string, error) {
+		c := exec.Command(podman[0], append(podman[1:len(podman):len(podman)], args...)...)
+		c.Env = append(os.Environ(), env...)
+		out, err := c.CombinedOutput()
+		return strings.TrimSpace(string(out)), err
+	}
 	do("import", busyboxTar(t), "bb")
 	e := &engine{t: t, env: env, run: append(podman, "run", "--rm", "--network", "none")}
 	e.common("bb")
@@ -96,8 +102,58 @@ func TestPodmanRunsOnOurRuntime(t *testing.T) {
 	if got := do("exec", "-u", "1000", "-w", "/tmp", "c1", "sh", "-c", "id -u; pwd"); got != "1000\n/tmp" {
 		t.Errorf("exec: %q", got)
 	}
+	if got := do("top", "c1", "args"); !strings.Contains(got, "sleep 100") {
+		t.Errorf("top: %q", got)
+	}
+	is := func(name, want string) {
+		t.Helper()
+		eventually(t, name+" is "+want, func() bool { return do("inspect", "-f", "{{.State.Status}}", name) == want })
+	}
+	do("pause", "c1")
+	is("c1", "paused")
+	if out, err := podmanTry("exec", "c1", "true"); err == nil {
+		t.Errorf("exec in a paused container: %s", out)
+	}
+	do("unpause", "c1")
+	is("c1", "running")
+	if got := do("stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "c1"); got != "c1 1" {
+		t.Errorf("stats: %q", got)
+	}
+	if out, err := podmanTry("exec", "c1", "nope"); err == nil || !strings.Contains(out, "executable file not found") {
+		t.Errorf("exec nope: %v %q", err, out)
+	}
+	if got, err := podmanTry("exec", "c1", "sh", "-c", "exit 9"); exitCodeOf(err) != 9 {
+		t.Errorf("exec exit 9: %v %q", err, got)
+	}
+	do("restart", "-t", "0", "c1")
+	is("c1", "running")
 	do("kill", "c1")
+	is("c1", "exited")
 	do("rm", "-f", "c1")
+
+	// a pod: its infra container's namespaces are joined by path
+	do("pod", "create", "--name", "p1", "--network", "none", "--share", "ipc,net,uts", "--infra-image", "bb", "--infra-command", "/bin/sleep 1000")
+	do("run", "-d", "--pod", "p1", "--name", "p1a", "bb", "sleep", "200")
+	do("run", "-d", "--pod", "p1", "--name", "p1b", "bb", "sleep", "200")
+	ns := func(name string) string { return do("exec", name, "readlink", "/proc/self/ns/net") }
+	if a, b := ns("p1a"), ns("p1b"); a != b || a == "" {
+		t.Errorf("the network namespaces of a pod's containers are %s and %s", a, b)
+	}
+	do("pod", "pause", "p1")
+	is("p1a", "paused")
+	do("pod", "unpause", "p1")
+	is("p1a", "running")
+	do("pod", "stop", "-t", "0", "p1")
+	do("pod", "rm", "-f", "p1")
+}
+
+// exitCodeOf is the code in err, 0 without one.
+func exitCodeOf(err error) int {
+	var e *exec.ExitError
+	if errors.As(err, &e) {
+		return e.ExitCode()
+	}
+	return 0
 }
 
 func TestDockerRunsOnOurRuntime(t *testing.T) {
@@ -154,9 +210,49 @@ func TestDockerRunsOnOurRuntime(t *testing.T) {
 	if out, err := docker("exec", "c1", "sh", "-c", "ps | grep -c 'sleep 100'"); err != nil || out == "0" {
 		t.Errorf("exec: %q (%v)", out, err)
 	}
-	if out, err := docker("rm", "-f", "c1"); err != nil {
-		t.Errorf("rm: %q (%v)", out, err)
+	must := func(args ...string) string {
+		t.Helper()
+		out, err := docker(args...)
+		if err != nil {
+			var e *exec.ExitError
+			if errors.As(err, &e) {
+				out += string(e.Stderr)
+			}
+			t.Errorf("docker %v: %v %s", args, err, out)
+		}
+		return out
 	}
+	if got := must("top", "c1"); !strings.Contains(got, "sleep 100") {
+		t.Errorf("top: %q", got)
+	}
+	must("pause", "c1")
+	if got := must("inspect", "-f", "{{.State.Status}}", "c1"); got != "paused" {
+		t.Errorf("paused: %q", got)
+	}
+	must("unpause", "c1")
+	must("update", "--memory", "64m", "--memory-swap", "64m", "--cpu-shares", "512", "--pids-limit", "40", "c1")
+	limits := "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/memory/memory.limit_in_bytes"
+	if got := must("exec", "c1", "sh", "-c", limits); got != "40\n67108864" {
+		t.Errorf("after update: %q", got)
+	}
+	if got := must("stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "c1"); got != "c1 1" {
+		t.Errorf("stats: %q", got)
+	}
+	if _, err := docker("exec", "c1", "nope"); exitCodeOf(err) != 126 && exitCodeOf(err) != 127 {
+		t.Errorf("exec nope: %v", err)
+	}
+	if _, err := docker("exec", "c1", "sh", "-c", "exit 9"); exitCodeOf(err) != 9 {
+		t.Errorf("exec exit 9: %v", err)
+	}
+	if got := must("exec", "-u", "1000", "-w", "/tmp", "-e", "A=b", "c1", "sh", "-c", "id -u; pwd; echo $A"); got != "1000\n/tmp\nb" {
+		t.Errorf("exec -u -w -e: %q", got)
+	}
+	must("restart", "-t", "0", "c1")
+	must("kill", "-s", "KILL", "c1")
+	if got := must("wait", "c1"); got != "137" {
+		t.Errorf("wait: %q", got)
+	}
+	must("rm", "-f", "c1")
 
 	t.Run("containerd", func(t *testing.T) { // dockerd's own
 		needs(t, "ctr")
@@ -169,5 +265,34 @@ func TestDockerRunsOnOurRuntime(t *testing.T) {
 		c.says(4, "1", "docker.io/library/bb:latest", "k1", "sh", "-c", "echo $$; exit 4")
 		c.says(0, "0", "docker.io/library/bb:latest", "k2", "id", "-u")
 		c.says(1, "", "docker.io/library/bb:latest", "k3", "nope")
+
+		task := []string{"ctr", "-a", sock, "task"}
+		do := func(args ...string) string {
+			t.Helper()
+			return sh(t, task[0], append(task[1:len(task):len(task)], args...)...)
+		}
+		sh(t, "ctr", "-a", sock, "run", "-d", "--runc-binary", runtimePath(), "docker.io/library/bb:latest", "k4", "sleep", "1000")
+		status := func(want string) {
+			t.Helper()
+			eventually(t, "k4 is "+want, func() bool { return strings.Contains(do("ls"), want) })
+		}
+		status("RUNNING")
+		do("pause", "k4")
+		status("PAUSED")
+		do("resume", "k4")
+		status("RUNNING")
+		if got := do("metrics", "k4"); !strings.Contains(got, "pids.current") && !strings.Contains(got, "memory.usage_in_bytes") {
+			t.Errorf("metrics: %q", got)
+		}
+		if got := do("exec", "--exec-id", "e1", "k4", "id", "-u"); got != "0" {
+			t.Errorf("exec: %q", got)
+		}
+		if got := do("ps", "k4"); len(strings.Fields(got)) < 3 {
+			t.Errorf("ps: %q", got)
+		}
+		do("kill", "-s", "KILL", "k4")
+		status("STOPPED")
+		do("rm", "k4")
+		sh(t, "ctr", "-a", sock, "containers", "rm", "k4")
 	})
 }

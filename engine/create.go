@@ -50,7 +50,7 @@ func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *und
 	if err := e.make(); err != nil {
 		return nil, err
 	}
-	e.sweepPending(ctx)
+	e.sweepInterrupted(ctx)
 	// The image is looked up before the record is written, so that the first record names it; the lock that removals
 	// of images take exclusively is held until then, so that an image is never removed between the two.
 	var img *image.Image

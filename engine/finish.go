@@ -81,15 +81,24 @@ func (h *held) cleanup(ctx context.Context) error {
 	return h.tidy(ctx)
 }
 
-// tidy releases what a container holds only while it runs: its address, and its run directory.
+// tidy releases what a container holds only while it runs: its address, and its run directory. A monitor that has written
+// the exit record but not yet let go is waited for; what it could not delete of the container, or was killed before it
+// did, is deleted here.
 func (h *held) tidy(ctx context.Context) error {
-	if _, err := os.Stat(h.e.runDir(h.rec.ID)); errors.Is(err, fs.ErrNotExist) && h.rec.Network == nil {
+	run := h.e.runDir(h.rec.ID)
+	if _, err := os.Stat(run); errors.Is(err, fs.ErrNotExist) && h.rec.Network == nil {
 		return nil
+	}
+	waitGone(run, 10*time.Second)
+	if exists(h.e.runtimeDir(h.rec.ID)) {
+		if err := h.killAll(); err != nil {
+			return err
+		}
 	}
 	if err := h.detach(ctx); err != nil {
 		return err
 	}
-	return os.RemoveAll(h.e.runDir(h.rec.ID))
+	return os.RemoveAll(run)
 }
 
 // bury kills what is left of a container whose monitor was killed, and records how it ended.
@@ -201,12 +210,37 @@ func (e *Engine) Wait(ctx context.Context, idOrName string) (*monitor.Exit, erro
 }
 
 // Stop sends the stop signal, waits for the grace time (timeout overrides it when not nil; negative waits for ever),
-// then kills. A container that does not run is left alone.
+// then kills. A container that does not run is left alone; what a killed monitor has left of one is killed.
 func (e *Engine) Stop(ctx context.Context, idOrName string, timeout *time.Duration) error {
 	r, err := e.get(idOrName)
 	if err != nil {
 		return err
 	}
+	if r.Status != Dead {
+		err = e.stop(ctx, r, idOrName, timeout)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		// Its monitor may have been killed, just now.
+		if waitGone(e.runDir(r.ID), time.Second); e.again(r) != Dead {
+			return err
+		}
+	}
+	_, err = e.sweepOne(ctx, r.ID)
+	return err
+}
+
+// again returns the effective status of a container now.
+func (e *Engine) again(r *record) Status {
+	now, err := e.read(r.ID)
+	if err != nil {
+		return ""
+	}
+	e.effective(now)
+	return now.Status
+}
+
+func (e *Engine) stop(ctx context.Context, r *record, idOrName string, timeout *time.Duration) error {
 	c, err := e.dial(ctx, r, "stop", idOrName)
 	if errdefs.Is(err, errdefs.Conflict) {
 		return nil

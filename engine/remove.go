@@ -36,6 +36,7 @@ func (e *Engine) Remove(ctx context.Context, idOrName string, force, volumes boo
 // crash interrupts, the next sweep or removal finishes.
 func (h *held) remove(ctx context.Context, volumes bool) error {
 	e, r := h.e, h.rec
+	again := r.Status == Removing || r.Status == Creating // somebody was interrupted
 	if r.Status != Removing {
 		if err := h.pend(); err != nil {
 			return err
@@ -67,7 +68,12 @@ func (h *held) remove(ctx context.Context, volumes bool) error {
 			return err
 		}
 		if volumes || r.Config.AutoRemove {
-			return h.removeVolumes()
+			if err := h.removeVolumes(); err != nil {
+				return err
+			}
+		}
+		if again {
+			return e.sweepVolumeStore()
 		}
 		return nil
 	}, nil); err != nil {
@@ -130,6 +136,7 @@ func (e *Engine) removeCorrupt(ctx context.Context, idOrName string) error {
 
 // RemoveImage is image.Store.Remove with the containers as users. No container is being made from an image meanwhile.
 func (e *Engine) RemoveImage(ctx context.Context, nameOrID string, force bool) ([]image.Removed, error) {
+	e.sweepInterrupted(ctx) // what a killed command was making uses no image
 	store, err := e.Images()
 	if err != nil {
 		return nil, err

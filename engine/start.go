@@ -45,6 +45,7 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 	if err := e.make(); err != nil {
 		return nil, err
 	}
+	e.sweepInterrupted(ctx)
 	h, err := e.lock(ctx, idOrName)
 	if err != nil {
 		return nil, err
@@ -458,12 +459,12 @@ func (h *held) detach(ctx context.Context) error {
 }
 
 // dismiss ends a monitor whose container was not started, or is no longer wanted, and waits for it. A monitor that
-// does not go is killed with its container.
+// does not go is killed with its container; so is the container of one that was itself killed.
 func (h *held) dismiss(c *monitor.Client) error {
 	if c == nil {
 		return nil
 	}
-	if c.Abandon(10 * time.Second) {
+	if c.Abandon(10*time.Second) && !exists(h.e.runtimeDir(h.rec.ID)) {
 		return nil
 	}
 	return h.killAll()

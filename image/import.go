@@ -96,7 +96,7 @@ func (b *bringing) importLayer(ctx context.Context, r io.Reader) (blob ocispec.D
 		}
 		copied <- err
 	}()
-	layer, err = b.s.snapshots.Unpack(ctx, "", w.Follow(ctx))
+	layer, err = b.s.snapshots.Import(ctx, w.Follow(ctx), func(d digest.Digest) error { return b.lease.add(ctx, d) })
 	if err != nil {
 		cancel(err)
 		_ = w.Abort(err) // the copy ends with its next write; a reader that never ends is its owner's
@@ -107,10 +107,6 @@ func (b *bringing) importLayer(ctx context.Context, r io.Reader) (blob ocispec.D
 			}
 		default:
 		}
-		return blob, nil, err
-	}
-	// From Unpack on the layer is visible and on no lease: a sweep in this moment takes it. Then it is made again.
-	if err := b.lease.add(ctx, layer.DiffID); err != nil {
 		return blob, nil, err
 	}
 	select {
@@ -131,20 +127,8 @@ func (b *bringing) importLayer(ctx context.Context, r io.Reader) (blob ocispec.D
 	if err := b.s.room(ctx, more); err != nil {
 		return blob, nil, err
 	}
-	if blob, err = w.Commit(ctx); err != nil {
-		return blob, nil, err
-	}
-	if _, err := b.s.snapshots.Layer(layer.DiffID); errdefs.Is(err, errdefs.NotFound) {
-		rc, err := b.s.content.Open(blob)
-		if err != nil {
-			return blob, nil, err
-		}
-		defer rc.Close()
-		if _, err := b.s.snapshots.Unpack(ctx, layer.DiffID, rc); err != nil {
-			return blob, nil, err
-		}
-	}
-	return blob, layer, nil
+	blob, err = w.Commit(ctx)
+	return blob, layer, err
 }
 
 // describe makes configuration and manifest of a one-layer image.

@@ -27,7 +27,7 @@ import (
 // an error. For several layers use Batch: it syncs once.
 func (s *Store) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (*Layer, error) {
 	if diffID == "" {
-		return s.unpackUnknown(ctx, r, "none")
+		return s.Import(ctx, r, nil)
 	}
 	b, err := s.Batch(ctx, []digest.Digest{diffID})
 	if err != nil {
@@ -41,16 +41,27 @@ func (s *Store) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (
 	return l, b.Commit(ctx)
 }
 
+// Import is Unpack of a layer whose digest is not known before it has been read. claim, if it is not nil, hears the
+// digest before the layer can be seen, so that the caller can note that it relies on it; its error gives the layer up.
+func (s *Store) Import(ctx context.Context, r io.Reader, claim func(diffID digest.Digest) error) (*Layer, error) {
+	return s.unpackUnknown(ctx, r, "none", claim)
+}
+
 // UnpackNew is Unpack for a layer that has just been made and stands on others (Diff): its digest is computed, and it may
 // hold whiteouts.
 func (s *Store) UnpackNew(ctx context.Context, r io.Reader) (*Layer, error) {
-	return s.unpackUnknown(ctx, r, "overlay")
+	return s.unpackUnknown(ctx, r, "overlay", nil)
 }
 
-func (s *Store) unpackUnknown(ctx context.Context, r io.Reader, whiteouts string) (l *Layer, err error) {
+func (s *Store) unpackUnknown(ctx context.Context, r io.Reader, whiteouts string, claim func(digest.Digest) error) (l *Layer, err error) {
 	u, err := s.unpack(ctx, "", r, whiteouts)
 	if err != nil {
 		return nil, err
+	}
+	if claim != nil {
+		if err := claim(u.layer.DiffID); err != nil {
+			return nil, errors.Join(err, s.drop(u.dir))
+		}
 	}
 	b, err := s.Batch(ctx, []digest.Digest{u.layer.DiffID})
 	if err != nil {

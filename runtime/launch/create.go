@@ -95,6 +95,12 @@ func Create(ctx context.Context, o Options) (_ *Container, err error) {
 		return nil, err
 	}
 	if err := steps.Do("process", k.spawn, k.c.kill); err != nil {
+		if k.early {
+			// The process is cloned into a group that is being made: if that has failed, it is the reason.
+			if g := k.waitGroup(); g != nil {
+				return nil, g
+			}
+		}
 		return nil, err
 	}
 	if k.early {

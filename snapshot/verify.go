@@ -70,9 +70,7 @@ func (s *Store) Verify(ctx context.Context, diffID digest.Digest, r io.Reader, r
 		return differs, s.fail("repair the layer", string(diffID), err)
 	}
 	placed = true
-	if err := s.removeChainsOf(diffID); err != nil { // found out from what was wrong, perhaps; the next start does it again
-		return differs, s.fail("repair the layer", string(diffID), err)
-	}
+	// The chains stay: they were found out when the layer was whole, and containers stand on them.
 	return differs, syncFile(s.path(layersDir, string(diffID.Algorithm())))
 }
 

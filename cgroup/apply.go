@@ -27,6 +27,18 @@ func (g *Group) Apply(r *runspec.LinuxResources) error {
 	if r == nil {
 		return nil
 	}
+	if g.scope != nil {
+		if err := g.scope.set(g.l, r); err != nil {
+			return err
+		}
+	}
+	return g.applyFiles(r)
+}
+
+func (g *Group) applyFiles(r *runspec.LinuxResources) error {
+	if r == nil {
+		return nil
+	}
 	if r.CPU != nil {
 		if err := g.applyCPU(r.CPU); err != nil {
 			return err

@@ -16,9 +16,12 @@
 // Lifecycle: Detect -> Create -> Apply -> (Dir | Tasks | Add) -> Stats/Freeze/Kill -> Remove. Open finds an existing
 // group. A Group is not safe for concurrent use; a Layout is.
 //
+// With systemd's driver (Scope) the group lies in a transient scope: CreateScope has systemd move a process that is there
+// already into it, and Remove stops the scope.
+//
 // Parents that Create had to make stay when the group is removed: others may be using them at the same moment.
 //
 // Sources: cgroups(7), the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/*.rst, runtime-spec config-linux.md.
 //
-// Thin side: no regexp, no net/http. Systemd's driver is another room (its own issue).
+// Thin side: no regexp, no net/http. What is said to systemd, and how, is package systemd's.
 package cgroup

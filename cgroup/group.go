@@ -28,6 +28,7 @@ type Group struct {
 	skipped []Skip // what Apply could leave out (devices in a user namespace)
 	tasks   []*os.File
 	v2dir   *os.File
+	scope   *Scope // nil without systemd's driver
 }
 
 // dir is the group's directory in one hierarchy.
@@ -639,6 +640,18 @@ func (d *dir) joinError(pid int, err error) error {
 func (g *Group) Remove() error {
 	var errs []error
 	w := waitUpTo(removeWait)
+	if g.scope != nil {
+		// Stopping kills, and Remove does not: first whoever is dying is gone.
+		for pids, _ := g.Pids(); len(pids) > 0; pids, _ = g.Pids() {
+			if !w.sleep() {
+				d, _ := g.member()
+				return d.stillBusy(unix.EBUSY)
+			}
+		}
+		if err := g.scope.Stop(); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	for i := range g.dirs {
 		d := &g.dirs[i]
 		if d.path == "" || d.fd < 0 && unwritable(d.why) {
@@ -746,6 +759,9 @@ func (g *Group) Close() error {
 	for i := range g.dirs {
 		g.dirs[i].close()
 	}
+	if g.scope != nil {
+		g.scope.Close()
+	}
 	return nil
 }
 
@@ -793,4 +809,35 @@ func (g *Group) Below(sub string, controllers ...string) (_ *Group, err error) {
 		}
 	}
 	return b, nil
+}
+
+// Chown gives the group to a user: its directory and the files that the kernel names in /sys/kernel/cgroup/delegate, so
+// that the user can make groups in it and move processes between them, and not change its limits. v2 only; elsewhere
+// nothing is done, for v1 cannot be delegated safely.
+func (g *Group) Chown(uid int) error {
+	for i := range g.dirs {
+		d := &g.dirs[i]
+		if !d.h.v2 || d.fd < 0 {
+			continue
+		}
+		files := []string{"cgroup.procs", "cgroup.subtree_control", "cgroup.threads"}
+		if b, err := os.ReadFile("/sys/kernel/cgroup/delegate"); err == nil {
+			files = strings.Fields(string(b))
+		}
+		fail := func(file string, err error) error {
+			return &errdefs.Error{Op: "give control group to user " + strconv.Itoa(uid), What: d.path + file, Err: err}
+		}
+		if err := unix.Fchownat(d.fd, "", uid, -1, unix.AT_EMPTY_PATH); err != nil {
+			return fail("", err)
+		}
+		for _, f := range files {
+			if strings.Contains(f, "/") {
+				continue
+			}
+			if err := unix.Fchownat(d.fd, f, uid, -1, unix.AT_SYMLINK_NOFOLLOW); err != nil && err != unix.ENOENT { // other controllers' files
+				return fail("/"+f, err)
+			}
+		}
+	}
+	return nil
 }

@@ -29,12 +29,13 @@ type hierarchy struct {
 	own   string   // this process' group (/proc/self/cgroup)
 }
 
-// label names the hierarchy in errors and step names: "memory", "cpu,cpuacct", "unified".
+// label names the hierarchy in errors and step names: "memory", "cpu,cpuacct", "systemd", "unified".
 func (h *hierarchy) label() string {
 	if h.v2 {
 		return "unified"
 	}
-	return strings.Join(h.names, ",")
+	// A named one is told by its name alone: the label is part of the names of steps, in which "=" would end the name.
+	return strings.TrimPrefix(strings.Join(h.names, ","), "name=")
 }
 
 // Detect reads /proc/self/cgroup and as much of /proc/self/mountinfo as it needs (on a host with a thousand containers
@@ -227,6 +228,11 @@ func (h *hierarchy) place(path string) (string, error) {
 		return path, nil
 	}
 	own := h.own
+	if h.v2 && own != "/" && own != h.root {
+		// A group with processes, as ours, can hand no controllers to groups below it ("no internal processes"), so the new
+		// one is made beside ours. runc does the same.
+		own = own[:max(strings.LastIndexByte(own, '/'), 1)]
+	}
 	switch {
 	case strings.HasPrefix(h.root, "/.."), strings.HasPrefix(own, "/.."):
 		// A cgroup namespace below the mount's root, or a mount of another namespace: the names between the two cannot

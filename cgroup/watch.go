@@ -121,6 +121,7 @@ func (w *OOMWatch) Next() (uint64, error) {
 		if w.dir.h.v2 {
 			var b [4096]byte
 			_, _ = unix.Read(w.fd, b[:]) // which file does not matter: both are looked at
+			w.lived = true               // a group that was never populated has no events: somebody came, and may be gone
 			continue
 		}
 		var b [8]byte

@@ -103,6 +103,7 @@ func (c *createFlags) options(g *globals, id string) (launch.Options, error) {
 	o := launch.Options{
 		Root: g.root, ID: id, Bundle: c.bundle, NoPivot: c.noPivot, NoNewKeyring: c.noKeyring, Init: c.init,
 		Timing: c.timing, Warn: g.warn, Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr},
+		Systemd: g.systemd, UserManager: g.userManager(),
 	}
 	var err error
 	if o.Spec, err = launch.LoadSpec(c.bundle); err != nil {
@@ -488,7 +489,7 @@ func cmdPlan(g *globals, args []string) (int, error) {
 	}
 	o := launch.Options{
 		Root: g.root, ID: id, Bundle: c.bundle, NoPivot: c.noPivot, NoNewKeyring: c.noKeyring, Init: c.init, Timing: c.timing,
-		Detached: true, Warn: func(s string) { _, _ = os.Stderr.WriteString("warning: " + s + "\n") },
+		Detached: true, Systemd: g.systemd, UserManager: g.userManager(), Warn: func(s string) { _, _ = os.Stderr.WriteString("warning: " + s + "\n") },
 	}
 	p, err := launch.Plan(o)
 	if err != nil {

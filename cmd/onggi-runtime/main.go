@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/runtime/launch"
 )
 
 // more are commands that other files add (the monitor). Their arguments follow the command's name.
@@ -26,6 +27,19 @@ type globals struct {
 	logFormat string
 	criu      string
 	debug     bool
+	systemd   bool
+}
+
+// userManager is the runtime directory of the user whose service manager makes the control groups; empty for the
+// system's.
+func (g *globals) userManager() string {
+	if !g.systemd || !launch.Rootless() {
+		return ""
+	}
+	if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
+		return d
+	}
+	return "/run/user/" + strconv.Itoa(os.Geteuid())
 }
 
 func main() {
@@ -56,16 +70,12 @@ func run(args []string) int {
 	case len(rest) == 0:
 		printHelp(&f)
 		return 0
-	case systemd:
-		return g.fail("", &errdefs.Error{
-			Op: "use", What: "--systemd-cgroup", Kind: errdefs.Unsupported,
-			Why: "the systemd driver is not supported yet", Fix: "set the engine's cgroup manager to cgroupfs",
-		})
 	case rootless != "" && rootless != "auto" && rootless != "true" && rootless != "false":
 		return g.fail("", f.bad("--rootless", "its values are auto, true and false"))
 	case g.logFormat != "text" && g.logFormat != "json":
 		return g.fail("", f.bad("--log-format", "its values are text and json"))
 	}
+	g.systemd = systemd
 	name, rest := rest[0], rest[1:]
 	if c, ok := more[name]; ok {
 		return c(rest)

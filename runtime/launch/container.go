@@ -369,11 +369,20 @@ func (c *Container) openGroup() (*cgroup.Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := cgroup.Open(l, c.record.Cgroup)
+	var g *cgroup.Group
+	if c.record.Scope != "" {
+		g, err = cgroup.OpenScope(l, c.scope(), c.record.Cgroup)
+	} else {
+		g, err = cgroup.Open(l, c.record.Cgroup)
+	}
 	if err == nil {
 		c.group = g
 	}
 	return g, err
+}
+
+func (c *Container) scope() *cgroup.Scope {
+	return &cgroup.Scope{Unit: c.record.Scope, Runtime: c.record.Manager}
 }
 
 // OOMKilled reports whether the kernel has killed something in the container's control group for memory.
@@ -433,6 +442,13 @@ func (c *Container) remove(force bool) error {
 		c.group = nil
 	case !errdefs.Is(err, errdefs.NotFound):
 		return err
+	case c.record.Scope != "": // systemd may be about to take it away, or have failed half-way
+		s := c.scope()
+		err := s.Stop()
+		s.Close()
+		if err != nil {
+			return err
+		}
 	}
 	if err := removeResctrl(c.record.RDT); err != nil {
 		return err

@@ -45,6 +45,8 @@ type creation struct {
 	groupErr  error
 	groupOnce bool
 	groupPath string
+	scope     *cgroup.Scope // with systemd's driver
+	alone     bool          // there is no group: this user may make none
 	early     bool          // the image is started while its group is being made
 	born      chan *os.File // the group's cgroup2 directory, as soon as it is there
 	isBorn    bool
@@ -79,7 +81,11 @@ func Create(ctx context.Context, o Options) (_ *Container, err error) {
 		}
 		return nil
 	})
-	k.startGroup(steps)
+	if k.scope != nil {
+		k.startScope(steps)
+	} else {
+		k.startGroup(steps)
+	}
 	if err := steps.Do("descriptors", k.open, nil); err != nil {
 		return nil, err
 	}
@@ -174,12 +180,7 @@ func (k *creation) load() (err error) {
 			k.newUser = true
 		}
 	}
-	k.groupPath = k.spec.Linux.CgroupsPath
-	if k.groupPath == "" {
-		k.groupPath = "/" + k.ID
-	}
-	k.early = path.IsAbs(k.groupPath) && !k.specJoinsUser()
-	return nil
+	return k.findGroup()
 }
 
 // shared looks which of the namespaces that are to be joined are this process's own: what is set in them would be set
@@ -245,6 +246,9 @@ func (k *creation) record() error {
 	if h := k.spec.Hooks; h != nil && len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 {
 		r.Hooks = &runspec.Hooks{StartContainer: h.StartContainer, Poststart: h.Poststart, Poststop: h.Poststop}
 	}
+	if k.scope != nil {
+		r.Scope, r.Manager = k.scope.Unit, k.scope.Runtime
+	}
 	k.c.record = r
 	if err := r.write(k.Root); err != nil {
 		_ = removeState(k.Root, k.ID)
@@ -288,23 +292,18 @@ func (k *creation) makeGroup() error {
 		k.born <- dir
 	})
 	if err != nil {
+		k.alone, err = k.withoutGroup(err)
 		return err
 	}
 	k.group = g
-	listed := k.spec.Linux.Resources != nil && len(k.spec.Linux.Resources.Devices) > 0
 	r, devices := withDefaultDevices(k.spec.Linux.Resources)
 	if err := g.Apply(r); err != nil {
 		return err
 	}
-	// Where the spec lists none and the host can restrict none, there is nothing that was asked for and is not done.
-	if err := g.Apply(&runspec.LinuxResources{Devices: devices}); err != nil && (listed || !unable(err)) {
+	if err := k.restrict(devices); err != nil {
 		return err
 	}
-	return nil
-}
-
-func unable(err error) bool {
-	return errdefs.Is(err, errdefs.Unsupported) || errdefs.Is(err, errdefs.Forbidden)
+	return k.delegate()
 }
 
 // withDefaultDevices takes the device rules out of r and completes them: first nothing is allowed, also where the spec
@@ -321,10 +320,16 @@ func withDefaultDevices(r *runspec.LinuxResources) (*runspec.LinuxResources, []r
 
 func (k *creation) waitGroup() error {
 	if !k.groupOnce {
+		if k.scope != nil {
+			k.grouped <- k.makeScope()
+		}
 		k.groupOnce, k.groupErr = true, <-k.grouped
 	}
 	if k.groupErr == nil {
 		k.c.group = k.group
+	}
+	if k.alone {
+		k.c.record.Cgroup = ""
 	}
 	return k.groupErr
 }
@@ -446,6 +451,7 @@ func (k *creation) compile() error {
 		next++
 	}
 	switch {
+	case k.scope != nil: // the process is moved
 	case k.early:
 		for _, dir := range dirs {
 			k.in.TaskFiles = append(k.in.TaskFiles, dir+"/tasks")
@@ -490,6 +496,9 @@ func (k *creation) groupDirs(l *cgroup.Layout) (map[string]string, error) {
 	}
 	if err := k.waitGroup(); err != nil {
 		return nil, err
+	}
+	if k.alone {
+		return dirs, nil
 	}
 	for name, dir := range k.group.Paths() {
 		if point := l.Controllers[name]; point != "" {
@@ -554,7 +563,7 @@ func (k *creation) spawn() error {
 		}
 	}
 	var tasks []*os.File
-	if !k.early {
+	if !k.early && !k.alone {
 		var err error
 		if tasks, err = k.group.Tasks(); err != nil {
 			return err

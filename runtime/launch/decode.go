@@ -769,6 +769,10 @@ func decodeRecord(b []byte) (*record, error) {
 			r.Owner = int(d.integer(64))
 		case "cgroup":
 			r.Cgroup = d.str()
+		case "scope":
+			r.Scope = d.str()
+		case "manager":
+			r.Manager = d.str()
 		case "terminal":
 			r.Terminal = d.boolean()
 		case "noNewKeyring":

@@ -26,6 +26,8 @@ func (r *record) encode() ([]byte, error) {
 	e.b = append(r.Created.AppendFormat(e.b, time.RFC3339Nano), '"')
 	e.num("owner", uint64(r.Owner))
 	e.str("cgroup", r.Cgroup)
+	e.str("scope", r.Scope)
+	e.str("manager", r.Manager)
 	e.boolean("terminal", r.Terminal)
 	e.boolean("noNewKeyring", r.NoKeyring)
 	if len(r.Namespaces) > 0 {

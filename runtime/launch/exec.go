@@ -2,6 +2,7 @@ package launch
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path"
 	"strconv"
@@ -126,14 +127,15 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 	if a.affinity, err = plan.InitialAffinity(o.Process); err != nil {
 		return nil, err
 	}
+	rejoin := Rootless() && hasNamespace(r.Namespaces, runspec.UserNamespace) && hasNamespace(r.Namespaces, runspec.PIDNamespace)
 	for _, n := range r.Namespaces {
-		if n.Type == runspec.PIDNamespace {
+		if n.Type == runspec.PIDNamespace && !rejoin {
 			a.joins = []plan.Join{{Type: "pid", FD: pidfd}}
 			continue
 		}
 		linux.Namespaces = append(linux.Namespaces, n)
 	}
-	in := &plan.Input{Spec: &runspec.Spec{Process: o.Process, Linux: linux}, ID: r.ID, Replica: o.Replica, NoNewKeyring: r.NoKeyring}
+	in := &plan.Input{Spec: &runspec.Spec{Process: o.Process, Linux: linux}, ID: r.ID, Replica: o.Replica, NoNewKeyring: r.NoKeyring, Rejoin: rejoin}
 	if in.Filter, err = c.filter(); err != nil {
 		return nil, err
 	}
@@ -247,11 +249,31 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 		}
 	}
 	pid, err := spawn(a)
+	if err != nil && Rootless() && a.cgroup >= 0 && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
+		// Without privileges a process moves only between groups below one that is the user's; runc goes on as well.
+		if o.Warn != nil {
+			o.Warn("the process is not in the container's control group: this user may not put it there from its own")
+		}
+		a.cgroup = -1
+		pid, err = spawn(a)
+	}
 	if err != nil {
 		return nil, err
 	}
 	closeAll()
 	child := &Container{report: report, record: r, pid: pid}
+	if rejoin {
+		m, err := child.read(a.plan)
+		reap(pid)
+		if err != nil {
+			return nil, err
+		}
+		if m[0] != plan.MessagePid {
+			return nil, &errdefs.Error{Op: "exec in container", What: r.ID, Kind: errdefs.Internal, Why: "an unexpected message"}
+		}
+		pid = int(m[1])
+		child.pid = pid
+	}
 	proc := &Process{c: c, pid: pid}
 	if mine >= 0 {
 		if proc.console, err = receive(mine); err != nil {
@@ -298,4 +320,13 @@ func (c *Container) filter() (*seccomp.Program, error) {
 		p.Filter[i] = seccomp.Instruction{Code: binary.LittleEndian.Uint16(x), Jt: x[2], Jf: x[3], K: binary.LittleEndian.Uint32(x[4:])}
 	}
 	return p, nil
+}
+
+func hasNamespace(list []runspec.LinuxNamespace, t runspec.LinuxNamespaceType) bool {
+	for _, n := range list {
+		if n.Type == t {
+			return true
+		}
+	}
+	return false
 }

@@ -21,7 +21,7 @@ func facts(s *runspec.Spec, bundle string, layout *cgroup.Layout, dirs map[strin
 	f := plan.Facts{Limits: map[int][2]uint64{}, NotDirectory: map[string]bool{}}
 	f.Kernel = kernel()
 	f.Held, f.LastCap = held()
-	f.Nested = nested()
+	f.Nested, f.Rootless = nested(), Rootless()
 	if layout != nil {
 		f.CgroupV2 = layout.V2
 		if !layout.V2 {

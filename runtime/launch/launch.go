@@ -32,6 +32,11 @@ type Options struct {
 	Detached bool
 	// Ungated: the command is executed as soon as it is ready; Start only waits for that.
 	Ungated bool
+	// Systemd has systemd make the control group: linux.cgroupsPath is "slice:prefix:name", and annotations
+	// org.systemd.property.* are properties of the unit. UserManager is the runtime directory of the user whose manager is
+	// asked ("/run/user/1000"); empty means the system's.
+	Systemd     bool
+	UserManager string
 	// Timing collects the phases inside the container's process too; they cost a few microseconds.
 	Timing bool
 	// Warn is told what had to be clamped or left out; may be nil.

@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -97,7 +98,11 @@ func TestIOPriorityAndPersonality(t *testing.T) {
 	}
 	p := c.DefaultProcess()
 	p.Args = []string{"sh", "-c", "busybox uname -m; cat /proc/self/personality"}
-	if got := h.exec(c, &p); !strings.HasPrefix(got, "i686\n00000008\n") {
+	machine := map[string]string{"arm64": "armv8l"}[runtime.GOARCH]
+	if machine == "" {
+		machine = "i686"
+	}
+	if got := h.exec(c, &p); !strings.HasPrefix(got, machine+"\n00000008\n") {
 		t.Errorf("personality of an exec: got %q", got)
 	}
 }

@@ -25,7 +25,9 @@ type record struct {
 	Rootfs      string                   `json:"rootfs,omitempty"`
 	Created     time.Time                `json:"created"`
 	Owner       int                      `json:"owner"`
-	Cgroup      string                   `json:"cgroup,omitempty"` // our path in every hierarchy; "" without one
+	Cgroup      string                   `json:"cgroup,omitempty"`  // our path in every hierarchy; "" without one
+	Scope       string                   `json:"scope,omitempty"`   // systemd's unit
+	Manager     string                   `json:"manager,omitempty"` // runtime directory of the user whose manager has it
 	Terminal    bool                     `json:"terminal,omitempty"`
 	NoKeyring   bool                     `json:"noNewKeyring,omitempty"`
 	Namespaces  []runspec.LinuxNamespace `json:"namespaces,omitempty"`

@@ -17,13 +17,13 @@ import (
 //
 // A tmpfs with the option tmpcopyup (podman) begins with a copy of the directory that it covers. A bind mount with an id
 // map needs rights over the file system that it shows; in a new user namespace every bind mount is opened here, because
-// the way to its source may be closed to the container's ids.
+// the way to its source may be closed to the container's ids. Who is not root can do that in the new namespace only.
 func (k *creation) trees(first int) (map[int]int, error) {
 	trees := map[int]int{}
 	for i := range k.spec.Mounts {
 		m := &k.spec.Mounts[i]
 		copyUp := m.Type == "tmpfs" && has(m.Options, "tmpcopyup") && len(k.Options.Rootfs) == 0
-		if !copyUp && !(plan.IsBind(m) && !has(m.Options, "remount") && (k.newUser || plan.BindAttributes(m).IDMap)) {
+		if !copyUp && !(plan.IsBind(m) && !has(m.Options, "remount") && (k.newUser && mayMount() || plan.BindAttributes(m).IDMap)) {
 			continue
 		}
 		trees[i] = first
@@ -46,6 +46,12 @@ func (k *creation) trees(first int) (map[int]int, error) {
 		k.treeFDs[i] = k.keep(fd)
 	}
 	return trees, nil
+}
+
+// mayMount reports whether this process may copy mounts in its own mount namespace.
+func mayMount() bool {
+	h, _ := held()
+	return h&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
 // bindTree makes the copy of a bind mount's source and sets its options.

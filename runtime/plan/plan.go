@@ -25,6 +25,7 @@ type Facts struct {
 	Limits       map[int][2]uint64 // soft and hard limits of this process, for the resources that the spec names
 	OOMScoreAdj  int               // of this process
 	Nested       bool              // this process is in a user namespace: no device nodes can be made
+	Rootless     bool              // this process is not the host's root: what is hidden from others is from it too
 	CgroupV2     bool
 	CgroupDirs   map[string]string // v1: mount point of a hierarchy -> directory of the container's group in it
 	CgroupNames  map[string]string // v1: controller -> mount point of its hierarchy
@@ -73,6 +74,9 @@ type Input struct {
 	NoPivot      bool
 	NoNewKeyring bool
 	Timing       bool
+	// Rejoin: the process is joined to a pid namespace by Fds.Join "all", and goes on in a child that is inside. Without
+	// privileges the pid namespace can be joined after its user namespace only, and that only by the image.
+	Rejoin bool
 }
 
 // Messages on the report descriptor are two words: one of these and a value, or the address of a failed operation and
@@ -444,10 +448,17 @@ func unsupported(field, why string) error {
 	return &errdefs.Error{Op: "use the spec's", What: field, Kind: errdefs.Unsupported, Why: why}
 }
 
-// begin is how every image starts: nothing in it can be looked at, and nothing leaks.
+// begin is how every image starts: nothing in it can be looked at, and nothing leaks. Who is not root could not write the
+// id maps of what is hidden, so that is hidden later.
 func (c *compiler) begin() {
-	c.op(unix.SYS_PRCTL, "hide from ptrace and /proc", "", num(unix.PR_SET_DUMPABLE), num(0))
+	if !c.newUser || !c.in.Facts.Rootless {
+		c.hide()
+	}
 	c.op(unix.SYS_CLOSE_RANGE, "close descriptors on exec", "", num(3+c.in.Fds.Preserve), word(0x7fffffff), num(unix.CLOSE_RANGE_CLOEXEC))
+}
+
+func (c *compiler) hide() {
+	c.op(unix.SYS_PRCTL, "hide from ptrace and /proc", "", num(unix.PR_SET_DUMPABLE), num(0))
 }
 
 // await reads one permission byte.
@@ -536,6 +547,9 @@ func (c *compiler) container() error {
 	c.phase("image")
 	if c.newUser {
 		c.await(c.in.Fds.Control, "the id maps are written", AllowMapped)
+		if c.in.Facts.Rootless {
+			c.hide()
+		}
 		c.beRoot()
 	}
 	if err := c.oomScore(); err != nil {
@@ -605,10 +619,15 @@ func (c *compiler) cloneInside() {
 	if inside&unix.CLONE_NEWPID == 0 {
 		return
 	}
+	c.cloneFirst(unix.CLONE_NEWPID)
+}
+
+// cloneFirst goes on in a child, which the runtime is told of.
+func (c *compiler) cloneFirst(flags uint64) {
 	// CLONE_PARENT: the child is the runtime's, as if the runtime had cloned it.
 	message := c.room(16)
 	pid := message + 8
-	c.op(unix.SYS_CLONE, "clone", "the first process", word(unix.CLONE_NEWPID|unix.CLONE_PARENT|uint64(unix.SIGCHLD)), num(0), num(0), num(0), num(0)).Dst = uint64(pid)
+	c.op(unix.SYS_CLONE, "clone", "the first process", word(flags|unix.CLONE_PARENT|uint64(unix.SIGCHLD)), num(0), num(0), num(0), num(0)).Dst = uint64(pid)
 	parent := c.unless("which process this is", pid.get(), num(0), ^uint64(0))
 	child := c.jump("the parent's end")
 	c.land(parent)
@@ -633,6 +652,9 @@ func (c *compiler) exec() error {
 		return err
 	}
 	c.join()
+	if c.in.Rejoin {
+		c.cloneFirst(0) // only a child is in the pid namespace
+	}
 	if c.hasUser() {
 		c.beRoot()
 	}

@@ -356,7 +356,7 @@ func (h *house) checkNothingLeft() {
 	}
 	// A clean-up that a monitor started may still be about to find that it has nothing to do.
 	var left []string
-	for range 200 {
+	for range 3000 {
 		if left = h.processes(); len(left) == 0 {
 			break
 		}
@@ -367,7 +367,7 @@ func (h *house) checkNothingLeft() {
 	}
 	// The kernel takes veth pairs away with their namespace, a little later.
 	var veth []byte
-	for range 200 {
+	for range 3000 {
 		if veth, _ = exec.Command("ip", "-o", "link", "show", "type", "veth").Output(); len(bytes.TrimSpace(veth)) == 0 {
 			return
 		}

@@ -113,7 +113,7 @@ func resetHost(t testing.TB) {
 	runIn(t, outside, "ip", "address", "add", "192.0.2.2/24", "dev", "eth0")
 	runIn(t, outside, "ip", "address", "add", "2001:db8::2/64", "dev", "eth0", "nodad")
 	runIn(t, outside, "ip", "link", "set", "eth0", "up")
-	for range 100 { // the kernel tells of a carrier in its own time
+	for range 1500 { // the kernel tells of a carrier in its own time
 		if !strings.Contains(run(t, "ip", "route"), "linkdown") {
 			return
 		}
@@ -318,7 +318,7 @@ func reaches(t testing.TB, what string, from *os.File, network, to, want string)
 	t.Helper()
 	var got string
 	var err error
-	for range 8 {
+	for range 40 {
 		if got, err = ask(from, network, to); err == nil && got == want {
 			return
 		}
@@ -355,7 +355,7 @@ func state(t testing.TB) string {
 func stateIs(t testing.TB, what, want string) {
 	t.Helper()
 	var got string
-	for range 100 {
+	for range 1500 {
 		if got = state(t); got == want {
 			return
 		}

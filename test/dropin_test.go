@@ -48,7 +48,7 @@ func (e *engine) common(image string) {
 func runtimePath() string { return filepath.Join(bin, "onggi-runtime") }
 
 func shortDir(t *testing.T) string { // sockets have short names
-	dir, err := os.MkdirTemp("/var/tmp", "onggi-dropin.")
+	dir, err := os.MkdirTemp("/var/tmp", scratch)
 	if err != nil {
 		t.Fatal(err)
 	}

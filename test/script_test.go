@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,21 +27,24 @@ import (
 //	capture NAME            set $NAME to the last stdout
 //	begin NAME COMMAND      run a command in the background
 //	signal NAME SIGNAL      send it a signal
+//	shows NAME TEXT         wait until its output holds TEXT, in which \n is a line break
 //	finish NAME N           wait for it: it must exit with N, or -SIGNAL; its output is then stdout and stderr
-//	eventually COMMAND      repeat a command until it succeeds, for 10 s
+//	eventually COMMAND      repeat a command until it succeeds
 //	pty FILE N COMMAND      run a command on a new terminal, by the dialogue in FILE; it must exit with N and give the
 //	                        terminal back as it was
 //	registry NAME [auth]    start docker-registry on loopback and set $NAME to its address; with auth the user jar logs
 //	                        in with the password kimchi
 //	[hello]                 the binaries hold the image onggi/hello
 //	nothing                 no container, monitor, control group, mount or run directory of this store is left
+//
+// What is waited for has patience: a bound for failures, not a time that anything is to take.
 func TestScripts(t *testing.T) {
 	tar := busyboxTar(t)
 	var clients clients
 	testscript.Run(t, testscript.Params{
 		Dir: "script",
 		Setup: func(e *testscript.Env) error {
-			dir, err := os.MkdirTemp("/var/tmp", "onggi-test.")
+			dir, err := os.MkdirTemp("/var/tmp", scratch)
 			if err != nil {
 				return err
 			}
@@ -76,7 +80,7 @@ func TestScripts(t *testing.T) {
 			return err == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"begin": clients.begin, "signal": clients.signal, "finish": clients.finish,
+			"begin": clients.begin, "signal": clients.signal, "shows": clients.shows, "finish": clients.finish,
 			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "registry": scriptRegistry, "nothing": scriptNothing,
 		},
 	})
@@ -132,7 +136,25 @@ type clients struct{ m sync.Map }
 
 type client struct {
 	cmd      *exec.Cmd
-	out, err bytes.Buffer
+	out, err output
+}
+
+// output is what a running command has printed.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(b)
+}
+
+func (o *output) text() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 func (c *clients) begin(ts *testscript.TestScript, neg bool, args []string) {
@@ -161,16 +183,28 @@ func (c *clients) signal(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(c.find(ts, args[0]).cmd.Process.Signal(unix.SignalNum("SIG" + args[1])))
 }
 
+func (c *clients) shows(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: shows NAME TEXT")
+	}
+	b, want := c.find(ts, args[0]), strings.ReplaceAll(args[1], `\n`, "\n")
+	for end := time.Now().Add(patience); !strings.Contains(b.out.text(), want); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			ts.Fatalf("%s shows %q, not %q; stderr: %q", args[0], b.out.text(), want, b.err.text())
+		}
+	}
+}
+
 func (c *clients) finish(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: finish NAME N")
 	}
 	b := c.find(ts, args[0])
-	timer := time.AfterFunc(20*time.Second, func() { _ = b.cmd.Process.Kill() })
+	timer := time.AfterFunc(patience, func() { _ = b.cmd.Process.Kill() })
 	err := b.cmd.Wait()
 	timer.Stop()
-	_, _ = ts.Stdout().Write(b.out.Bytes())
-	_, _ = ts.Stderr().Write(b.err.Bytes())
+	_, _ = io.WriteString(ts.Stdout(), b.out.text())
+	_, _ = io.WriteString(ts.Stderr(), b.err.text())
 	got := exitCode(err)
 	if w, ok := b.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && w.Signaled() {
 		got = -int(w.Signal())
@@ -181,7 +215,7 @@ func (c *clients) finish(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptEventually(ts *testscript.TestScript, neg bool, args []string) {
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(25 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(25 * time.Millisecond) {
 		c := command(ts, args)
 		out, err := c.CombinedOutput()
 		if neg == (err != nil) {
@@ -266,7 +300,7 @@ func scriptPty(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("the dialogue has no %q", verb)
 		}
 	}
-	timer := time.AfterFunc(20*time.Second, func() { _ = c.Process.Kill() })
+	timer := time.AfterFunc(patience, func() { _ = c.Process.Kill() })
 	got := exitCode(c.Wait())
 	timer.Stop()
 	show.drain()
@@ -299,7 +333,7 @@ func newPty() (master, replica *os.File, err error) {
 
 // wait is expect for stories.
 func (s *screen) wait(want string) error {
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for {
 		if i := bytes.Index(s.seen.Bytes(), []byte(want)); i >= 0 {
 			s.seen.Next(i + len(want))
@@ -312,7 +346,7 @@ func (s *screen) wait(want string) error {
 			}
 			s.seen.Write(b)
 		case <-deadline:
-			return fmt.Errorf("the terminal does not show %q within 10 s:\n%s", want, s.text())
+			return fmt.Errorf("the terminal does not show %q within %v:\n%s", want, patience, s.text())
 		}
 	}
 }
@@ -332,11 +366,11 @@ func (s *screen) drain() {
 	}
 }
 
-// scriptNothing looks for what a store's containers may have left. What ends in the background gets 10 s.
+// scriptNothing looks for what a store's containers may have left. What ends in the background gets its time.
 func scriptNothing(ts *testscript.TestScript, neg bool, args []string) {
 	root, run := ts.Getenv("ONGGI_ROOT"), ts.Getenv("ONGGI_RUN_ROOT")
 	var found []string
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(25 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(25 * time.Millisecond) {
 		found = nil
 		for _, dir := range []string{
 			filepath.Join(root, "containers"), filepath.Join(root, "names"), filepath.Join(root, "snapshots", "containers"),

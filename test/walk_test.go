@@ -73,9 +73,8 @@ func TestWalk(t *testing.T) {
 		}
 		_ = unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 44, Col: 122})
 		_ = c.Process.Signal(syscall.SIGWINCH)
-		time.Sleep(100 * time.Millisecond)
-		say("stty size\r")
-		screen.expect(t, "44 122")
+		say("until [ \"$(stty size)\" = '44 122' ]; do sleep 0.05; done; echo resized-$((40+2))\r")
+		screen.expect(t, "resized-42")
 		say("sleep 1000\r")
 		time.Sleep(200 * time.Millisecond)
 		say("\x03") // Ctrl-C ends the sleep, not the session
@@ -185,7 +184,7 @@ func (s *screen) text() string { return s.seen.String() }
 // expect waits for text to appear; what was shown before it is used up.
 func (s *screen) expect(t *testing.T, want string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for {
 		if i := bytes.Index(s.seen.Bytes(), []byte(want)); i >= 0 {
 			s.seen.Next(i + len(want))
@@ -198,7 +197,7 @@ func (s *screen) expect(t *testing.T, want string) {
 			}
 			s.seen.Write(b)
 		case <-deadline:
-			t.Fatalf("the terminal does not show %q within 10 s:\n%s", want, s.seen.String())
+			t.Fatalf("the terminal does not show %q within %v:\n%s", want, patience, s.seen.String())
 		}
 	}
 }

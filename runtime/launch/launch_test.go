@@ -975,7 +975,7 @@ func TestDeleteAfterKillAtEachStep(t *testing.T) {
 			}
 		}
 	}
-	for range 50 { // the killed creators' children end by themselves, at their end of file
+	for range 1500 { // the killed creators' children end by themselves, at their end of file
 		if n := countProcesses(t, "onggi-runtime\x00init"); n == 0 {
 			return
 		}

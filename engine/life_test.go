@@ -311,13 +311,13 @@ func TestBridge(t *testing.T) {
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 1000 {
+	for range 4000 {
 		if ok() {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("waited 10 s for %s", what)
+	t.Errorf("waited 40 s for %s", what)
 }
 
 func waitLog(t *testing.T, h *house, id, want string) {

@@ -94,6 +94,9 @@ func (e *Engine) ExecCommand(ctx context.Context, idOrName string, c ExecConfig)
 		argv = []string{bin}
 	}
 	argv = append(append([]string{}, argv...), "--root", e.runtimeRoot(), "exec", "--process", path)
+	if len(r.Config.Runtime) == 0 { // another runtime has one code for all that can go wrong
+		argv = append(argv, "--shell-codes")
+	}
 	if c.Detach {
 		argv = append(argv, "--detach")
 	}

@@ -165,7 +165,7 @@ func TestDockerRunsOnOurRuntime(t *testing.T) {
 	}
 	defer log.Close() //nolint:errcheck // a log
 	d := exec.Command("dockerd", "--data-root", dir+"/D", "--exec-root", dir+"/E", "-H", "unix://"+dir+"/d.sock", "-p", dir+"/d.pid",
-		"--default-ulimit", "nofile=1024:4096", "--add-runtime", "ours="+runtimePath(), "--iptables=false", "--ip6tables=false", "--bridge=none")
+		"--default-ulimit", "nofile=1024:4096", "--add-runtime", "ours="+runtimePath(), "--exec-opt", "native.cgroupdriver=cgroupfs", "--iptables=false", "--ip6tables=false", "--bridge=none")
 	d.Stdout, d.Stderr = log, log
 	d.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := d.Start(); err != nil {

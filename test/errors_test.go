@@ -157,6 +157,6 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("an image remains: %s", out)
 	}
 	if kb := strings.Fields(sh(t, "du", "-sk", h.root))[0]; len(kb) > 3 {
-		t.Errorf("%s KiB remain of the attempt:\n%s", kb, sh(t, "du", "-ak", h.root))
+		t.Errorf("%s KiB remain of the attempt:\n%s", kb, sh(t, "du", "-k", "-d", "4", h.root))
 	}
 }

@@ -20,7 +20,7 @@ type execFlags struct {
 	env, gids, caps, groups     []string
 	tty, detach, nnp, paused    bool
 	preserve                    int
-	noReaper                    bool
+	noReaper, shell             bool
 }
 
 func (x *execFlags) parse(args []string) ([]string, error) {
@@ -44,6 +44,7 @@ func (x *execFlags) parse(args []string) ([]string, error) {
 	f.str(&x.pidfd, "SOCKET", pidfdHelp, "pidfd-socket")
 	f.int(&x.preserve, "N", "hand N more descriptors on, from 3 up", "preserve-fds")
 	f.bool(&x.noReaper, "", "no-subreaper") // exec never is one; runc hides the flag too
+	f.bool(&x.shell, "when it fails, exit as a shell does: 127 without such a command, 126 when it cannot be executed, else 1", "shell-codes")
 	rest, err := f.parse(args, false)
 	switch {
 	case err != nil:
@@ -152,6 +153,20 @@ func cmdExec(g *globals, args []string) (int, error) {
 	if err != nil {
 		return failed, err
 	}
+	code, err := x.run(g, rest)
+	if err != nil && x.shell {
+		switch k := errdefs.KindOf(err); k {
+		case errdefs.CommandNotFound, errdefs.NotExecutable:
+			return k.ExitCode(), err
+		}
+		return 1, err
+	}
+	return code, err
+}
+
+// run executes the command and waits for it. With an error the code is runc's.
+func (x *execFlags) run(g *globals, rest []string) (int, error) {
+	const failed = 255
 	c, err := launch.Load(g.root, rest[0])
 	if err != nil {
 		return failed, err

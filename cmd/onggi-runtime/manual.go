@@ -43,7 +43,8 @@ front of the command until start. Hooks up to createContainer have run.
 `},
 	{name: "exec", args: "[flags] ID COMMAND [ARG...]", summary: "run another process in a container",
 		text: `The process starts from the container's own process section; flags change it, or --process replaces
-it. The exit code is that of the process, 255 when it could not be started.
+it. The exit code is that of the process, 255 when it could not be started; --shell-codes
+tells the reasons apart.
 `, examples: "  onggi-runtime exec -t web sh\n  onggi-runtime exec --user 1000:1000 --env DEBUG=1 web /bin/check\n  onggi-runtime exec --process process.json --detach --pid-file /run/x.pid web\n"},
 	{name: "kill", args: "[--all] ID [SIGNAL]", summary: "send a signal to a container's first process (default SIGTERM)",
 		text: `SIGNAL is a number or a name with or without SIG. SIGKILL ends every process of a container without a

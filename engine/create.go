@@ -24,7 +24,7 @@ type PullFunc func(ctx context.Context, name string) (*image.Image, error)
 func (e *Engine) Create(ctx context.Context, c Config, pull PullFunc) (_ *Container, err error) {
 	steps := undo.New("run")
 	defer steps.Undo(&err)
-	h, err := e.create(ctx, c, pull, steps, newID())
+	h, err := e.create(ctx, c, pull, steps, newID(), false)
 	if err != nil {
 		return nil, err
 	}
@@ -40,8 +40,9 @@ func (e *Engine) Create(ctx context.Context, c Config, pull PullFunc) (_ *Contai
 }
 
 // create does record -> image -> snapshot. It returns the container locked, in state creating, with its reversals on
-// steps; the lock outlives them, so that nobody sweeps what is being taken back.
-func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *undo.Stack, id string) (_ *held, err error) {
+// steps; the lock outlives them, so that nobody sweeps what is being taken back. passing: its record need not outlive a
+// reboot of the host.
+func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *undo.Stack, id string, passing bool) (_ *held, err error) {
 	var h *held // not a named result: the reversals look at it after an error has been returned
 	c, err = normalize(c)
 	if err != nil {
@@ -68,7 +69,7 @@ func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *und
 				return err
 			}
 		}
-		h, err = e.record(id, c, img)
+		h, err = e.record(id, c, img, passing)
 		return err
 	}, func() error {
 		defer h.unlock()
@@ -276,8 +277,8 @@ func cmpOr(a, b string) string {
 
 // record makes the container's directory, name and first record, in state creating, and returns it locked. Nothing
 // stays on failure.
-func (e *Engine) record(id string, c Config, img *image.Image) (_ *held, err error) {
-	h, err := e.newRecord(id)
+func (e *Engine) record(id string, c Config, img *image.Image, passing bool) (_ *held, err error) {
+	h, err := e.newRecord(id, passing)
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +299,11 @@ func (e *Engine) record(id string, c Config, img *image.Image) (_ *held, err err
 		return nil, err
 	}
 	if c.Log.Driver == "local" {
-		r.LogPath = cmpOr(c.Log.Path, e.stateDir(r.ID)+"/log")
+		own := e.stateDir(r.ID) + "/log"
+		if passing {
+			own = e.passingLogPath(r.ID)
+		}
+		r.LogPath = cmpOr(c.Log.Path, own)
 		r.Config.Log.Path = r.LogPath
 	}
 	if img != nil {

@@ -325,7 +325,7 @@ func (h *house) leave() {
 func (h *house) checkNothingLeft() {
 	h.t.Helper()
 	for _, d := range []string{
-		h.containersDir(), h.namesDir(), h.pendingDir(), h.runsDir(), filepath.Join(h.snapshotsDir(), "containers"),
+		h.containersDir(), h.passingDir(), h.logsDir(), h.namesDir(), h.pendingDir(), h.runsDir(), filepath.Join(h.snapshotsDir(), "containers"),
 		h.runtimeRoot(), filepath.Join(h.o.RunRoot, "network", "leases"), filepath.Join(h.o.RunRoot, "network", "endpoints"),
 		filepath.Join(h.o.RunRoot, "network", "ports"),
 	} {

@@ -30,15 +30,32 @@ type record struct {
 	CgroupPath string   `json:"cgroupPath"`
 }
 
-func (e *Engine) containersDir() string     { return filepath.Join(e.o.Root, "containers") }
-func (e *Engine) stateDir(id string) string { return filepath.Join(e.o.Root, "containers", id) }
-func (e *Engine) statePath(id string) string {
-	return filepath.Join(e.o.Root, "containers", id, "state.json")
+func (e *Engine) containersDir() string { return filepath.Join(e.o.Root, "containers") }
+
+// passingDir holds the records of containers that `run --rm` has made: they do not outlive a reboot, so their records
+// lie in the run root, where a file costs no disk. Their logs do not: they may be large.
+func (e *Engine) passingDir() string { return filepath.Join(e.o.RunRoot, "passing") }
+
+func (e *Engine) isPassing(id string) bool { return exists(filepath.Join(e.passingDir(), id)) }
+
+// stateDir is where the container's record is, if there is a container.
+func (e *Engine) stateDir(id string) string {
+	if e.isPassing(id) {
+		return filepath.Join(e.passingDir(), id)
+	}
+	return filepath.Join(e.containersDir(), id)
 }
-func (e *Engine) namesDir() string             { return filepath.Join(e.o.Root, "names") }
-func (e *Engine) namePath(name string) string  { return filepath.Join(e.o.Root, "names", name) }
-func (e *Engine) snapshotsDir() string         { return filepath.Join(e.o.Root, "snapshots") }
-func (e *Engine) runsDir() string              { return filepath.Join(e.o.RunRoot, "containers") }
+
+func (e *Engine) statePath(id string) string { return filepath.Join(e.stateDir(id), "state.json") }
+
+// logsDir holds the logs of containers whose records are in passingDir.
+func (e *Engine) logsDir() string                 { return filepath.Join(e.o.Root, "logs") }
+func (e *Engine) passingLogPath(id string) string { return filepath.Join(e.logsDir(), id+".log") }
+func (e *Engine) namesDir() string                { return filepath.Join(e.o.Root, "names") }
+func (e *Engine) namePath(name string) string     { return filepath.Join(e.o.Root, "names", name) }
+func (e *Engine) snapshotsDir() string            { return filepath.Join(e.o.Root, "snapshots") }
+func (e *Engine) runsDir() string { return filepath.Join(e.o.RunRoot, "containers") }
+
 func (e *Engine) runDir(id string) string      { return filepath.Join(e.o.RunRoot, "containers", id) }
 func (e *Engine) pendingDir() string           { return filepath.Join(e.o.RunRoot, "pending") }
 func (e *Engine) pendingPath(id string) string { return filepath.Join(e.o.RunRoot, "pending", id) }
@@ -77,16 +94,28 @@ func isID(s string) bool { return len(s) == 64 && isHex(s) }
 
 func isHex(s string) bool { return s != "" && strings.Trim(s, "0123456789abcdef") == "" }
 
-// newRecord makes the directory of the new container id and takes its lock.
+// newRecord makes the directory of the new container id and takes its lock. passing: in the run root.
 //
 // Between mkdir and flock a sweep may take an empty directory for a leftover: then its lock is taken, or it is gone,
 // and it is made again when the sweep has removed it.
-func (e *Engine) newRecord(id string) (*held, error) {
+func (e *Engine) newRecord(id string, passing bool) (*held, error) {
 	if err := e.make(); err != nil {
 		return nil, err
 	}
+	parent := e.containersDir()
+	if passing {
+		parent = e.passingDir()
+		for _, d := range []string{parent, e.logsDir()} {
+			if exists(d) {
+				continue
+			}
+			if err := os.MkdirAll(d, 0o700); err != nil {
+				return nil, err
+			}
+		}
+	}
 	for tries := 0; ; tries++ {
-		err := os.Mkdir(e.stateDir(id), 0o700)
+		err := os.Mkdir(filepath.Join(parent, id), 0o700)
 		if err != nil && (!errors.Is(err, fs.ErrExist) || tries == 0 || tries > 1000) {
 			return nil, err
 		}
@@ -239,7 +268,14 @@ func (e *Engine) find(idOrName string) (string, error) {
 }
 
 // ids lists the containers' ids in no particular order.
-func (e *Engine) ids() ([]string, error) { return idsIn(e.containersDir()) }
+func (e *Engine) ids() ([]string, error) {
+	lasting, err := idsIn(e.containersDir())
+	if err != nil {
+		return nil, err
+	}
+	passing, err := idsIn(e.passingDir())
+	return append(lasting, passing...), err
+}
 
 func idsIn(dir string) ([]string, error) {
 	d, err := os.Open(dir)
@@ -583,6 +619,9 @@ func (h *held) erase() error {
 	if err != nil {
 		return err
 	}
+	if err := h.e.removePassingLog(h.rec.ID); err != nil {
+		return err
+	}
 	dir := h.e.stateDir(h.rec.ID)
 	for _, n := range names {
 		if n != "state.json" {
@@ -601,6 +640,43 @@ func (h *held) erase() error {
 		}
 	}
 	return h.settle()
+}
+
+// removePassingLog removes the log of a container whose record is in the run root, and what it was rotated to.
+func (e *Engine) removePassingLog(id string) error {
+	if !e.isPassing(id) {
+		return nil // it is in the container's directory
+	}
+	d, err := os.Open(e.logsDir())
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	defer d.Close()
+	path := e.passingLogPath(id)
+	err = os.Remove(path)
+	if _, serr := os.Lstat(path + ".1"); err == nil && errors.Is(serr, fs.ErrNotExist) {
+		return nil // it was never rotated
+	}
+	if err = ignoreMissing(err); err != nil {
+		return err
+	}
+	return e.removeLogs(d, func(owner string) bool { return owner == id })
+}
+
+// removeLogs removes the logs in d, an open logsDir, of the containers that it is told of.
+func (e *Engine) removeLogs(d *os.File, of func(id string) bool) error {
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if id, _, ok := strings.Cut(n, "."); ok && isID(id) && of(id) {
+			if err := ignoreMissing(os.Remove(filepath.Join(e.logsDir(), n))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // flockFile opens or makes a lock file and locks it; closing the result unlocks.

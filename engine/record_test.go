@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,7 +41,7 @@ func testRecord(t *testing.T, e *Engine, name string, s Status) *record {
 	if err := e.make(); err != nil {
 		t.Fatal(err)
 	}
-	h, err := e.record(newID(), c, nil)
+	h, err := e.record(newID(), c, nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +146,7 @@ func TestNames(t *testing.T) {
 	e := testEngine(t)
 	r := testRecord(t, e, "web", Created)
 	c, _ := normalize(Config{Name: "web", Image: "none"})
-	_, err := e.record(newID(), c, nil)
+	_, err := e.record(newID(), c, nil, false)
 	if !errdefs.Is(err, errdefs.AlreadyExists) || !strings.Contains(err.Error(), r.ID[:12]) {
 		t.Errorf("a taken name: %v, want already exists with the owner's id", err)
 	}
@@ -182,7 +184,7 @@ func TestManyWantOneName(t *testing.T) {
 	for i := range errs {
 		wg.Go(func() {
 			c, _ := normalize(Config{Name: "prize", Image: "none"})
-			h, err := e.record(newID(), c, nil)
+			h, err := e.record(newID(), c, nil, false)
 			errs[i] = err
 			h.unlock()
 		})
@@ -327,4 +329,70 @@ func TestNormalizeRefuses(t *testing.T) {
 			t.Errorf("%+v: got %v, want an invalid argument that names %s and gives a fix", c.c, err, c.want)
 		}
 	}
+}
+
+// What `run --rm` makes has its record in the run root. When that is lost, as by a reboot, the first command that
+// changes something removes what is left of it on the disk.
+func TestPassingRecord(t *testing.T) {
+	h := newHouse(t)
+	ctx := context.Background()
+	c := config("sh", "-c", "echo said; sleep 1000")
+	c.AutoRemove, c.Name, c.Network = true, "passing", "none"
+	c.Mounts = []spec.Mount{{Type: "volume", Target: "/data"}}
+	id := h.detached(c)
+	if dir := h.stateDir(id); filepath.Dir(dir) != h.passingDir() {
+		t.Errorf("its record is in %s", dir)
+	}
+	if l, err := h.List(false); err != nil || len(l) != 1 || l[0].ID != id {
+		t.Errorf("list: %v, %v", l, err)
+	}
+	if k, err := h.Get(id[:10]); err != nil || k.LogPath != h.passingLogPath(id) || !exists(k.LogPath) {
+		t.Errorf("get: %+v, %v", k, err)
+	}
+	// A second name of the same kind is refused, although the two records lie in different places.
+	lasting := config("true")
+	lasting.Name = "passing"
+	if _, err := h.Create(ctx, lasting, nil); !errdefs.Is(err, errdefs.AlreadyExists) {
+		t.Errorf("the name again: %v, want already-exists", err)
+	}
+	if err := os.WriteFile(h.passingLogPath(id)+".1", nil, 0o600); err != nil { // as if rotated
+		t.Fatal(err)
+	}
+	if err := h.Remove(ctx, id, true, true); err != nil {
+		t.Error(err)
+	}
+	h.checkNothingLeft()
+
+	id = h.detached(c)
+	// The host goes down: first the monitor, so that it cannot clean up.
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		if b, _ := os.ReadFile(p); strings.Contains(string(b), "monitor") && strings.Contains(string(b), id) {
+			pid, _ := strconv.Atoi(strings.Split(p, "/")[2])
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	waitFor(t, "the monitor to end", func() bool { return !monitor.Alive(h.runDir(id)) })
+	lost, err := h.lock(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lost.killAll(); err != nil {
+		t.Fatal(err)
+	}
+	lost.unlock()
+	if err := os.RemoveAll(h.o.RunRoot); err != nil {
+		t.Fatal(err)
+	}
+	k, err := h.Create(ctx, lasting, nil) // the name is free again
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Remove(ctx, k.ID, false, true); err != nil {
+		t.Error(err)
+	}
+	if exists(h.passingLogPath(id)) || exists(filepath.Join(h.snapshotsDir(), "containers", id)) {
+		t.Error("what the lost container left is still there")
+	}
+	h.checkNothingLeft()
 }

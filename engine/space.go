@@ -134,6 +134,12 @@ func ownerOf(rel string) (o owner, all bool) {
 			return owner{"record", p[1]}, true
 		}
 		return store, false
+	case "logs":
+		if len(p) == 1 {
+			return store, false
+		}
+		id, _, _ := strings.Cut(p[1], ".")
+		return owner{"log", id}, true
 	case "trash":
 		if len(p) == 1 {
 			return store, false

@@ -86,7 +86,7 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 	id := newID()
 	planted := e.plant(id, c.Network, o)
 	defer planted.withdraw()
-	h, err := e.create(ctx, c, pull, making, id)
+	h, err := e.create(ctx, c, pull, making, id, c.AutoRemove)
 	if err != nil {
 		return nil, err
 	}

@@ -52,12 +52,14 @@ func (e *Engine) sweepEnded(ctx context.Context) (found bool) {
 }
 
 // sweepPending looks at the containers that are marked as being made or removed. After a reboot the markers are gone
-// with the run root; then all records are looked at, once. It reports whether there was one that nobody worked on.
+// with the run root; then all records are looked at, once, and what belonged to containers whose records were in the
+// run root is removed. It reports whether there was one that nobody worked on.
 func (e *Engine) sweepPending(ctx context.Context) (found bool) {
 	d, err := os.Open(e.pendingDir())
 	if errors.Is(err, fs.ErrNotExist) {
 		if os.MkdirAll(e.pendingDir(), 0o700) == nil {
 			_ = e.sweepContainers(ctx)
+			_ = e.sweepPassed(ctx)
 			return true
 		}
 		return false
@@ -167,13 +169,9 @@ func (e *Engine) Sweep(ctx context.Context) error {
 		e.sweepPending(ctx)
 	}
 	try(e.sweepContainers(ctx))
-	try(e.sweepNames())
 	try(e.sweepRuns())
 	try(e.sweepRuntime())
-	try(e.sweepNetwork(ctx))
-	try(e.sweepTrash(ctx))
-	try(e.sweepSnapshots(ctx))
-	try(e.sweepVolumes())
+	try(e.sweepPassed(ctx))
 	if exists(filepath.Join(e.o.Root, "images")) {
 		images, err := e.Images()
 		try(err)
@@ -182,6 +180,21 @@ func (e *Engine) Sweep(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sweepPassed removes what containers without a record have left on the disk.
+func (e *Engine) sweepPassed(ctx context.Context) error {
+	return errors.Join(e.sweepNames(), e.sweepLogs(), e.sweepNetwork(ctx), e.sweepTrash(ctx), e.sweepSnapshots(ctx), e.sweepVolumes())
+}
+
+// sweepLogs removes logs whose container is gone.
+func (e *Engine) sweepLogs() error {
+	d, err := os.Open(e.logsDir())
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	defer d.Close()
+	return e.removeLogs(d, func(id string) bool { return !exists(e.stateDir(id)) })
 }
 
 // sweepNames removes names whose container is gone.

@@ -128,7 +128,7 @@ func (e *Engine) DiscardContainer(ctx context.Context, idOrName string, to *Remo
 	if h.rec.Status == Running {
 		return &errdefs.Error{Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is running"}
 	}
-	if h.rec.Status == Creating || h.rec.Status == Removing {
+	if h.rec.Status == Creating || h.rec.Status == Removing || e.isPassing(h.rec.ID) {
 		return h.remove(ctx, false) // there is nothing to give back
 	}
 	if err := h.end(ctx); err != nil {

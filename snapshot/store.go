@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -317,19 +318,14 @@ func (s *Store) throwAway(path string) error {
 
 // toTrash moves path into trash/ and returns its name there, "" when there was nothing.
 func (s *Store) toTrash(path string) (string, error) {
-	// MkdirTemp gives a name that no other process uses; rename(2) replaces the empty directory.
-	to, err := os.MkdirTemp(s.path(trashDir), "")
-	if err != nil {
-		return "", err
-	}
-	if err := unix.Rename(s.path(path), to); err != nil { // os.Rename would refuse a directory that is there
-		_ = os.Remove(to)
+	name := rand.Text() // 128 random bits: nobody else uses it
+	if err := unix.Rename(s.path(path), s.path(trashDir, name)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return "", nil
 		}
 		return "", err
 	}
-	return filepath.Base(to), nil
+	return name, nil
 }
 
 // syncFile syncs a file or a directory.

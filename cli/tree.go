@@ -41,6 +41,7 @@ func commands() []command {
 		{"logs", "Print what a container has written", groupLook, buildLogs},
 		{"inspect", "Print all that is known about containers or images", groupLook, buildInspect},
 		{"diff", "List what a container has otherwise than its image", groupLook, buildDiff},
+		{"build", "Make an image from a Dockerfile", groupImages, buildBuild},
 		{"pull", "Bring an image in from a registry", groupImages, buildPull},
 		{"push", "Bring an image into a registry", groupImages, buildPush},
 		{"login", "Log in at a registry", groupImages, buildLogin},

@@ -184,6 +184,9 @@ func invalid(flag, value, why, fix string) error {
 
 // present returns the image if it is in the store and may be used without asking a registry.
 func (e *Engine) present(c Config) (*image.Image, error) {
+	if c.Build != "" {
+		return &image.Image{DiffIDs: c.Stack, Config: ocispec.Image{Platform: image.HostPlatform()}}, nil
+	}
 	if c.Pull == "always" {
 		return nil, &errdefs.Error{Kind: errdefs.NotFound, Why: "a pull was asked for"}
 	}

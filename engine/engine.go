@@ -20,6 +20,12 @@ type Config struct {
 	Runtime    []string          `json:"runtime,omitempty"` // foreign OCI runtime
 	Log        monitor.LogConfig `json:"log"`
 	Pull       string            `json:"pull,omitempty"` // "missing" (default), "always", "never"
+	// Build is the build that the container is a step of; "" for a user's container. List leaves steps out.
+	Build string `json:"build,omitempty"`
+	// Stack holds the layers of a step, bottom first, instead of Image.
+	Stack []digest.Digest `json:"-"`
+	// SecretEnv is added to a step's environment and is in no record. It counts in Run only.
+	SecretEnv []string `json:"-"`
 }
 
 // Status is a container's state as docker names them.

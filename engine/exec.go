@@ -174,13 +174,17 @@ func (e *Engine) Logs(ctx context.Context, idOrName string, o LogOptions, stdout
 
 // List returns the containers, newest first; without all only running ones.
 func (e *Engine) List(all bool) ([]*Container, error) {
+	return e.list(func(r *record) bool { return r.Config.Build == "" && (all || r.Status == Running) })
+}
+
+func (e *Engine) list(want func(*record) bool) ([]*Container, error) {
 	records, err := e.records()
 	if err != nil {
 		return nil, err
 	}
 	out := make([]*Container, 0, len(records))
 	for _, r := range records {
-		if all || r.Status == Running {
+		if want(r) {
 			out = append(out, &r.Container)
 		}
 	}

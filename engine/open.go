@@ -174,6 +174,7 @@ func (e *Engine) Images() (*image.Store, error) {
 			return nil, err
 		}
 		i.SetGuard(guard{e})
+		i.AlsoNeeds(e.builtLayers)
 		e.images = i
 	}
 	return e.images, nil

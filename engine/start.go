@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
@@ -387,6 +388,7 @@ func (h *held) writeSpec(tree *view, host spec.Host, volumes, files map[string]s
 		return err
 	}
 	c := r.Config.Config
+	c.Env = append(slices.Clone(c.Env), r.Config.SecretEnv...)
 	if c.Mounts, err = h.mounts(); err != nil {
 		return err
 	}

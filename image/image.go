@@ -38,7 +38,8 @@ type Store struct {
 	dir       string // lock and leases/
 	content   *content.Store
 	snapshots *snapshot.Store
-	guard     Guard // may be nil
+	guard     Guard                             // may be nil
+	also      []func() ([]digest.Digest, error) // see AlsoNeeds
 }
 
 // Guard decides whether there is room for what comes in. Its errors, of kind NoSpace, end the pull, load or import, of which

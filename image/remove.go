@@ -314,6 +314,15 @@ func (s *Store) needed(own *lease) (map[digest.Digest]bool, error) {
 			need[d] = true
 		}
 	}
+	for _, f := range s.also {
+		more, err := f()
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range more {
+			need[d] = true
+		}
+	}
 	return need, nil
 }
 

@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 		root, err := filepath.Abs("..")
 		must(err)
 		bin = filepath.Join(root, ".cache", "testbin")
-		for _, b := range []string{"onggi", "onggi-runtime"} {
+		for _, b := range []string{"onggi", "onggi-runtime", "onggi-build"} {
 			c := exec.Command("go", "build", "-tags", "faults", "-o", filepath.Join(bin, b), "./cmd/"+b)
 			c.Dir = root
 			c.Env = append(os.Environ(), "CGO_ENABLED=0")

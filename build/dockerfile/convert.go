@@ -281,11 +281,13 @@ func mount(m *pb.Mount) (graph.Mount, error) {
 			}
 		}
 	case pb.MountType_SECRET:
+		t.Input, t.Output = -1, -1 // LLB leaves them at 0, which means nothing here
 		t.Type = graph.MountSecret
 		if s := m.SecretOpt; s != nil {
 			t.Secret = &graph.Secret{ID: s.ID, UID: s.Uid, GID: s.Gid, Mode: s.Mode, Optional: s.Optional}
 		}
 	case pb.MountType_SSH:
+		t.Input, t.Output = -1, -1
 		t.Type = graph.MountSSH
 		if s := m.SSHOpt; s != nil {
 			t.Secret = &graph.Secret{ID: s.ID, UID: s.Uid, GID: s.Gid, Mode: s.Mode, Optional: s.Optional}

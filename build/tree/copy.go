@@ -714,3 +714,15 @@ func (t *Target) in(p string, f func(dirfd int, name string) error) error {
 	}
 	return nil
 }
+
+// CopyTree copies what src names in v to name, which is one component in the root and not there yet: a directory with its
+// own metadata, other than COPY.
+func (t *Target) CopyTree(ctx context.Context, v *View, src, name string) error {
+	found, err := v.Select(ctx, src, false, true)
+	if err != nil {
+		return err
+	}
+	t.links = map[[2]uint64]string{}
+	c := &copier{ctx: ctx, src: v, t: t, how: &manner{mode: -1}}
+	return c.tree(found[0].Path, t.root, name)
+}

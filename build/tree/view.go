@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/moby/patternmatcher"
+	"github.com/onggi/onggi/build/frontend"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/pathrs"
 	"golang.org/x/sys/unix"
@@ -422,4 +424,116 @@ func (w *walker) visit(f *file, pending []*file) (called bool, err error) {
 		}
 	}
 	return called, nil
+}
+
+// ReadFile reads up to length bytes of a regular file, from offset on. Links are followed inside the view.
+func (v *View) ReadFile(name string, offset int64, length int) ([]byte, error) {
+	real, err := v.resolve(clean(name), true)
+	if err != nil {
+		if isNotFound(err) {
+			return nil, v.missing(clean(name))
+		}
+		return nil, err
+	}
+	st, err := v.lstat(real)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, &errdefs.Error{Op: "read", What: "/" + real, Kind: errdefs.InvalidArgument, Why: "it is not a regular file"}
+	}
+	f, err := pathrs.Open(v.root, real, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, max(0, min(int64(length), st.Size-offset)))
+	n, err := f.ReadAt(b, offset)
+	if err == io.EOF {
+		err = nil
+	}
+	return b[:n], err
+}
+
+// Stat tells of a file; a link in the last component is not followed.
+func (v *View) Stat(name string) (frontend.Stat, error) {
+	real, err := v.resolve(clean(name), false)
+	if err != nil {
+		if isNotFound(err) {
+			return frontend.Stat{}, v.missing(clean(name))
+		}
+		return frontend.Stat{}, err
+	}
+	st, err := v.lstat(real)
+	if err != nil {
+		return frontend.Stat{}, err
+	}
+	return v.stat(path.Base("/"+real), real, &st)
+}
+
+func (v *View) stat(name, p string, st *unix.Stat_t) (frontend.Stat, error) {
+	uid, gid := v.owner(st)
+	fm := fromUnix(st.Mode)
+	out := frontend.Stat{Path: name, UID: uid, GID: gid, Size: st.Size, ModTime: st.Mtim.Nano()}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		fm |= fs.ModeDir
+	case unix.S_IFLNK:
+		fm |= fs.ModeSymlink
+		var err error
+		if out.Link, err = pathrs.Readlink(v.root, p); err != nil {
+			return out, err
+		}
+	case unix.S_IFIFO:
+		fm |= fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		fm |= fs.ModeSocket
+	case unix.S_IFBLK:
+		fm |= fs.ModeDevice
+	case unix.S_IFCHR:
+		fm |= fs.ModeDevice | fs.ModeCharDevice
+	}
+	out.Mode = uint32(fm)
+	return out, nil
+}
+
+// ReadDir lists a directory, sorted; pattern, if not empty, is one of path.Match.
+func (v *View) ReadDir(ctx context.Context, name, pattern string) ([]frontend.Stat, error) {
+	real, err := v.resolve(clean(name), true)
+	if err != nil {
+		if isNotFound(err) {
+			return nil, v.missing(clean(name))
+		}
+		return nil, err
+	}
+	names, err := v.names(ctx, real)
+	if err != nil {
+		return nil, err
+	}
+	var out []frontend.Stat
+	for _, n := range names {
+		if pattern != "" {
+			if ok, err := path.Match(pattern, n); err != nil {
+				return nil, badPattern([]string{pattern}, err)
+			} else if !ok {
+				continue
+			}
+		}
+		p := path.Join(real, n)
+		if ok, err := v.visible(p); err != nil {
+			return nil, err
+		} else if !ok {
+			continue
+		}
+		st, err := v.lstat(p)
+		if err != nil {
+			return nil, err
+		}
+		s, err := v.stat(n, p, &st)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
 }

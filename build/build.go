@@ -1,0 +1,375 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/onggi/onggi/build/cache"
+	"github.com/onggi/onggi/build/frontend"
+	"github.com/onggi/onggi/build/graph"
+	"github.com/onggi/onggi/engine"
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/image"
+	"github.com/onggi/onggi/reference"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// Options of a build.
+type Options struct {
+	// Frontend is the command line of onggi-build; Request what it is asked for (frontend.Request has the names).
+	Frontend []string
+	Request  map[string]string
+	// Locals are the user's directories by the names that the request gives them: context, dockerfile, and --build-context's.
+	Locals map[string]string
+	Names  []reference.Reference // -t
+	// Allow lists what steps may have beyond the default.
+	Allow []Entitlement
+	// Secrets and Agents are what RUN --mount=type=secret and type=ssh may ask for, by id.
+	Secrets map[string]Secret
+	Agents  map[string]string // sockets of ssh agents
+	// Pull asks the registry for base images that are here, too.
+	Pull bool
+	// PullImage brings an image in; it is asked when an image is missing, or always with Pull.
+	PullImage func(ctx context.Context, name string, platform *ocispec.Platform) (*image.Image, error)
+	Progress  Progress
+	// GitEnv is the environment that git gets: PATH, proxies, certificates.
+	GitEnv []string
+	// NoCache performs every step again; what it comes to is kept.
+	NoCache bool
+	// Parallel is how many commands run at once; 0 is one for each processor.
+	Parallel int
+}
+
+// Entitlement is a privilege that a step may ask for.
+type Entitlement string
+
+// The entitlements.
+const (
+	NetworkHost      Entitlement = "network.host"      // RUN --network=host
+	SecurityInsecure Entitlement = "security.insecure" // RUN --security=insecure: all capabilities, no seccomp
+	PrivateAddresses Entitlement = "network.private"   // ADD from an address that is not public
+)
+
+// Secret is a value, or the file that has it.
+type Secret struct {
+	File  string
+	Value []byte // counts when File is empty
+}
+
+// maxSecret bounds a secret's value, in bytes.
+const maxSecret = 500 << 10
+
+func (s Secret) read() ([]byte, error) {
+	if s.File == "" {
+		return s.Value, nil
+	}
+	fi, err := os.Stat(s.File)
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() > maxSecret {
+		return nil, &errdefs.Error{Op: "read", What: s.File, Kind: errdefs.Exhausted, Why: fmt.Sprintf("a secret has at most %d KiB", maxSecret>>10)}
+	}
+	return os.ReadFile(s.File)
+}
+
+// Result of a build.
+type Result struct {
+	Images []*image.Image // one for each platform
+	// Meta has the answer to a subrequest.
+	Meta map[string][]byte
+}
+
+// Progress is told what happens; its methods are called from several goroutines.
+type Progress interface {
+	// Step tells a vertex's state; the first event of a vertex has Started set.
+	Step(Step)
+	// Output is what a step's command printed.
+	Output(vertex digest.Digest, data []byte)
+	Warn(frontend.Warning)
+}
+
+// Step is a vertex's state.
+type Step struct {
+	Vertex digest.Digest
+	Name   string
+	Group  string
+	State  State
+	Took   time.Duration // of Done and Failed
+	Err    error
+	// Changes say why a step is performed although an earlier one of its place was kept; nil when none was.
+	Changes []cache.Change
+	Detail  string // a line about what is going on: "resolve docker.io/library/debian:12"
+}
+
+// State of a step.
+type State string
+
+// The states of a step.
+const (
+	Started  State = "started" // being performed
+	Cached   State = "cached"
+	Done     State = "done"
+	Failed   State = "failed"
+	Canceled State = "canceled"
+)
+
+// Build performs a build. An error of a step is a *Failure, one of the text a *frontend.Failure.
+func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err error) {
+	s, err := open(ctx, e, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.cancel = cancel
+	plat := image.HostPlatform()
+	res, err := frontend.Run(ctx, o.Frontend, frontend.Request{Options: o.Request, Platform: plat}, s)
+	if err != nil {
+		return nil, s.cause(ctx, err)
+	}
+	out := &Result{Meta: res.Meta}
+	if len(res.Platforms) == 0 {
+		return out, nil
+	}
+	// All platforms at once: they share steps.
+	var wg sync.WaitGroup
+	results := make([]*result, len(res.Platforms))
+	errs := make([]error, len(res.Platforms))
+	for i, p := range res.Platforms {
+		wg.Go(func() {
+			if results[i], errs[i] = s.solve(ctx, &p.Graph); errs[i] != nil {
+				cancel(errs[i])
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return nil, s.cause(ctx, err)
+		}
+	}
+	for i, p := range res.Platforms {
+		img, err := s.store(ctx, p, results[i])
+		if err != nil {
+			return nil, err
+		}
+		out.Images = append(out.Images, img)
+	}
+	return out, nil
+}
+
+// session is one build.
+type session struct {
+	o      Options
+	e      *engine.Engine
+	cache  *cache.Store
+	images *image.Store
+	hold   *image.Hold
+	id     string // of the build: the label of its steps
+	run    string // its directory on the volatile root
+	tmp    string // its directory on the durable root: what is unpacked or fetched
+	alive  *os.File
+	turns  chan struct{}
+	epoch  *time.Time // SOURCE_DATE_EPOCH, if it was given as a number
+	cancel context.CancelCauseFunc
+
+	mu      sync.Mutex
+	futures map[digest.Digest]*future
+	bases   map[string]*image.Image // by the reference that Resolve answered
+	undone  []func() error          // what close takes back, newest last
+}
+
+func open(ctx context.Context, e *engine.Engine, o Options) (_ *session, err error) {
+	s := &session{o: o, e: e, futures: map[digest.Digest]*future{}, bases: map[string]*image.Image{}}
+	if s.o.Progress == nil {
+		s.o.Progress = silent{}
+	}
+	if v, ok := o.Request["build-arg:SOURCE_DATE_EPOCH"]; ok {
+		if n, err := strconv.ParseInt(v, 10, 64); err == nil {
+			t := time.Unix(n, 0).UTC()
+			s.epoch = &t
+		}
+	}
+	n := o.Parallel
+	if n <= 0 {
+		n = processors()
+	}
+	s.turns = make(chan struct{}, n)
+	if s.cache, err = e.BuildCache(); err != nil {
+		return nil, err
+	}
+	if s.images, err = e.Images(); err != nil {
+		return nil, err
+	}
+	_, run := e.Roots()
+	dir := filepath.Join(run, "build")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	// Nobody sweeps between the making of a directory and its lock.
+	gate, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer gate.Close()
+	if err := s.flock(ctx, gate, unix.LOCK_EX, true); err != nil {
+		return nil, err
+	}
+	if err := s.sweep(ctx, dir); err != nil {
+		return nil, err
+	}
+	if s.run, err = os.MkdirTemp(dir, ""); err != nil {
+		return nil, err
+	}
+	s.id = filepath.Base(s.run)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if s.alive, err = lockDir(s.run); err != nil {
+		return nil, err
+	}
+	root, _ := e.Roots()
+	s.tmp = filepath.Join(root, "build", "tmp", s.id)
+	if err := os.MkdirAll(s.tmp, 0o700); err != nil {
+		return nil, err
+	}
+	if s.hold, err = s.images.Hold(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// lockDir holds the directory's lock as long as the process lives; an error when somebody else does.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// sweep removes what builds left whose process is gone: their steps and their directories.
+func (s *session) sweep(ctx context.Context, dir string) error {
+	steps, err := s.e.Steps()
+	if err != nil {
+		return err
+	}
+	builds := map[string]bool{}
+	for _, c := range steps {
+		builds[c.Config.Build] = true
+	}
+	root, _ := s.e.Roots()
+	tmp := filepath.Join(root, "build", "tmp")
+	for _, d := range []string{dir, tmp} {
+		es, err := os.ReadDir(d)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range es {
+			builds[e.Name()] = true
+		}
+	}
+	for b := range builds {
+		p := filepath.Join(dir, b)
+		alive, err := lockDir(p)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			continue
+		}
+		for _, c := range steps {
+			if c.Config.Build == b {
+				if err := s.e.Remove(ctx, c.ID, true, true); err != nil && !errdefs.Is(err, errdefs.NotFound) {
+					return err
+				}
+			}
+		}
+		err = errors.Join(os.RemoveAll(filepath.Join(tmp, b)), os.RemoveAll(p))
+		if alive != nil {
+			_ = alive.Close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// close takes back what the build made and nobody needs; it is called when nothing of it runs any more.
+func (s *session) close(ctx context.Context) error {
+	var errs []error
+	for i := len(s.undone) - 1; i >= 0; i-- {
+		errs = append(errs, s.undone[i]())
+	}
+	if s.hold != nil {
+		errs = append(errs, s.hold.Close(ctx))
+	}
+	for _, d := range []string{s.tmp, s.run} {
+		if d != "" {
+			errs = append(errs, os.RemoveAll(d))
+		}
+	}
+	if s.alive != nil {
+		errs = append(errs, s.alive.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// later has f called at the end of the build.
+func (s *session) later(f func() error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.undone = append(s.undone, f)
+}
+
+// cause is the error that ended the build, rather than one of those that it led to.
+func (s *session) cause(ctx context.Context, err error) error {
+	if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
+		return c
+	}
+	return err
+}
+
+func (s *session) allowed(e Entitlement) bool {
+	for _, a := range s.o.Allow {
+		if a == e {
+			return true
+		}
+	}
+	return false
+}
+
+// Failure is a step that failed.
+type Failure struct {
+	Vertex    *graph.Vertex
+	Sources   []graph.Text // what its Locations point into
+	ExitCode  int          // of a command; 0 when it was not that
+	Container string       // of a failed command: what it left is still there
+	Err       error
+}
+
+func (f *Failure) Error() string { return f.Err.Error() }
+
+// Unwrap returns the cause.
+func (f *Failure) Unwrap() error { return f.Err }
+
+type silent struct{}
+
+func (silent) Step(Step)                    {}
+func (silent) Output(digest.Digest, []byte) {}
+func (silent) Warn(frontend.Warning)        {}

@@ -1,0 +1,512 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/onggi/onggi/build/cache"
+	"github.com/onggi/onggi/build/graph"
+	"github.com/onggi/onggi/build/tree"
+	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/image"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// source brings in an image or a directory of the user; the sources that are operations are not among them.
+func (s *session) source(ctx context.Context, v *graph.Vertex) (result, error) {
+	src := v.Source
+	switch src.Scheme {
+	case graph.Image:
+		return s.imageSource(ctx, v)
+	case graph.Local:
+		return s.localSource(src)
+	case graph.OCILayout:
+		return result{}, unsupported("a base image from an OCI layout directory; load it first: onggi load")
+	}
+	return result{}, unsupported("a source " + src.Scheme)
+}
+
+// imageSource is a base image.
+func (s *session) imageSource(ctx context.Context, v *graph.Vertex) (result, error) {
+	for k := range v.Source.Attrs {
+		switch k {
+		case graph.AttrImageResolveMode, graph.AttrImageRecordType:
+		default:
+			return result{}, unsupported("the image attribute " + k)
+		}
+	}
+	img, err := s.base(ctx, v.Source.Ref, v.Platform)
+	if err != nil {
+		return result{}, err
+	}
+	c, err := s.e.Content()
+	if err != nil {
+		return result{}, err
+	}
+	raw, err := c.ReadAll(img.Manifest, 16<<20)
+	if err != nil {
+		return result{}, err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return result{}, err
+	}
+	if len(m.Layers) != len(img.DiffIDs) {
+		return result{}, &errdefs.Error{Op: "use", What: v.Source.Ref, Kind: errdefs.Corrupt, Why: "its manifest and its configuration list different layers"}
+	}
+	snap, err := s.e.Snapshots()
+	if err != nil {
+		return result{}, err
+	}
+	r := s.empty()
+	r.name = v.Source.Ref
+	if s.epoch == nil && img.Config.Created != nil && img.Config.Created.After(r.epoch) {
+		r.epoch = img.Config.Created.UTC().Truncate(time.Second)
+	}
+	var held []digest.Digest
+	for i, d := range img.DiffIDs {
+		held = append(held, d, m.Layers[i].Digest)
+	}
+	if err := s.hold.Add(ctx, held...); err != nil {
+		return result{}, err
+	}
+	for i, d := range img.DiffIDs {
+		l, err := snap.Layer(d)
+		if err != nil {
+			return result{}, err
+		}
+		r.layers = append(r.layers, cache.Layer{DiffID: d, Blob: m.Layers[i], Size: l.Size})
+	}
+	return r, nil
+}
+
+// base finds or fetches an image for a platform.
+func (s *session) base(ctx context.Context, ref string, p *ocispec.Platform) (*image.Image, error) {
+	want := image.HostPlatform()
+	if p != nil {
+		want = *p
+	}
+	key := ref + " " + want.OS + "/" + want.Architecture + "/" + want.Variant
+	s.mu.Lock()
+	img := s.bases[key]
+	s.mu.Unlock()
+	if img != nil {
+		return img, nil
+	}
+	name, pinned, _ := strings.Cut(ref, "@")
+	fits := func(i *image.Image) bool {
+		return i.Config.OS == want.OS && i.Config.Architecture == want.Architecture &&
+			(pinned == "" || i.Target.Digest.String() == pinned || i.Manifest.Digest.String() == pinned)
+	}
+	if !s.o.Pull || pinned != "" {
+		for _, n := range []string{name, ref} {
+			got, err := s.images.Get(n)
+			if err != nil && !errdefs.Is(err, errdefs.NotFound) {
+				return nil, err
+			}
+			if err == nil && fits(got) {
+				img = got
+				break
+			}
+		}
+	}
+	if img == nil {
+		if s.o.PullImage == nil {
+			return nil, &errdefs.Error{Op: "find", What: ref, Kind: errdefs.NotFound, Why: "the image is not here"}
+		}
+		fetch := name
+		if pinned != "" {
+			fetch = ref
+		}
+		var err error
+		if img, err = s.o.PullImage(ctx, fetch, p); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bases[key] = img
+	return img, nil
+}
+
+// localSource is a directory of the user, seen through the filter that the frontend asks for.
+func (s *session) localSource(src *graph.Source) (result, error) {
+	dir, ok := s.o.Locals[src.Ref]
+	if !ok {
+		return result{}, &errdefs.Error{Op: "open", What: "the build context " + src.Ref, Kind: errdefs.NotFound, Why: "it was not given"}
+	}
+	var lists [2][]string
+	for k, v := range src.Attrs {
+		var into *[]string
+		switch k {
+		case graph.AttrIncludePatterns:
+			into = &lists[0]
+		case graph.AttrExcludePatterns:
+			into = &lists[1]
+		case graph.AttrFollowPaths, graph.AttrSharedKeyHint, graph.AttrLocalSession, graph.AttrLocalUnique, graph.AttrLocalDiffer:
+			// Hints for a daemon that gets the directory over a connection: here it is read where it is.
+			continue
+		default:
+			return result{}, unsupported("the context attribute " + k)
+		}
+		if err := json.Unmarshal([]byte(v), into); err != nil {
+			return result{}, fmt.Errorf("the attribute %s: %w", k, err)
+		}
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		return result{}, err
+	}
+	s.later(root.Close)
+	view, err := tree.NewView(root, lists[0], lists[1], true)
+	return result{local: view, name: "the build context " + src.Ref, epoch: scratch.epoch}, err
+}
+
+// fetchOp is ADD of a URL: a file.
+type fetchOp struct {
+	s *session
+	v *graph.Vertex
+
+	once sync.Once
+	err  error
+	path string
+	sum  digest.Digest
+	name string
+	mod  time.Time
+}
+
+func (o *fetchOp) outputs() int { return 1 }
+
+func (o *fetchOp) output(_ int, own cache.Layer) result {
+	r := o.s.empty()
+	r.layers, r.name = []cache.Layer{own}, o.v.Source.Scheme+"://"+o.v.Source.Ref
+	return r
+}
+
+func (o *fetchOp) parts(ctx context.Context) ([]cache.Part, error) {
+	if err := o.fetch(ctx); err != nil {
+		return nil, err
+	}
+	a := o.v.Source.Attrs
+	return []cache.Part{
+		{Name: "kind", Value: "http"}, {Name: "content", Value: o.sum.String()}, {Name: "name", Value: o.name},
+		{Name: "mode", Value: a[graph.AttrHTTPPerm]}, {Name: "owner", Value: a[graph.AttrHTTPUID] + ":" + a[graph.AttrHTTPGID]},
+		{Name: "last modified", Value: o.mod.UTC().Format(time.RFC3339)},
+	}, nil
+}
+
+// fetchTime bounds how long a server may keep us waiting for its answer; the body has as long as it moves.
+const fetchTime = time.Minute
+
+func (o *fetchOp) fetch(ctx context.Context) error {
+	o.once.Do(func() { o.err = o.download(ctx) })
+	return o.err
+}
+
+func (o *fetchOp) download(ctx context.Context) error {
+	src := o.v.Source
+	address := src.Scheme + "://" + src.Ref
+	fail := func(err error) error {
+		return &errdefs.Error{Op: "fetch", What: address, Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
+	}
+	var want digest.Digest
+	for k, v := range src.Attrs {
+		switch k {
+		case graph.AttrHTTPChecksum:
+			want = digest.Digest(v)
+			if err := want.Validate(); err != nil {
+				return fail(err)
+			}
+		case graph.AttrHTTPFilename, graph.AttrHTTPPerm, graph.AttrHTTPUID, graph.AttrHTTPGID:
+		default:
+			return unsupported("the attribute " + k + " of " + address)
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return fail(err)
+	}
+	req.Header.Set("User-Agent", "onggi")
+	resp, err := o.s.client().Do(req)
+	if err != nil {
+		return fail(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		kind := errdefs.Unavailable
+		if resp.StatusCode == http.StatusNotFound {
+			kind = errdefs.NotFound
+		}
+		return fail(&errdefs.Error{Kind: kind, Why: "the server answers " + resp.Status})
+	}
+	f, err := os.CreateTemp(o.s.tmp, "http-")
+	if err != nil {
+		return fail(err)
+	}
+	defer f.Close()
+	h := digest.SHA256.Digester()
+	algo := h
+	if want != "" {
+		algo = want.Algorithm().Digester()
+	}
+	if _, err := io.Copy(io.MultiWriter(f, h.Hash(), algo.Hash()), resp.Body); err != nil {
+		return fail(err)
+	}
+	if want != "" && algo.Digest() != want {
+		return fail(&errdefs.Error{Kind: errdefs.Corrupt, Why: fmt.Sprintf("its digest is %s, and --checksum says %s", algo.Digest(), want)})
+	}
+	o.path, o.sum, o.name = f.Name(), h.Digest(), fileName(src, resp)
+	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
+		o.mod = t
+	}
+	return nil
+}
+
+// fileName is what the file is called: as the frontend says, as the server says, or the last part of the address.
+func fileName(src *graph.Source, resp *http.Response) string {
+	if n := src.Attrs[graph.AttrHTTPFilename]; n != "" {
+		return path.Base(path.Clean("/" + n))
+	}
+	if _, params, err := mime.ParseMediaType(resp.Header.Get("Content-Disposition")); err == nil {
+		if n := path.Base(path.Clean("/" + params["filename"])); n != "/" {
+			return n
+		}
+	}
+	if n := path.Base(path.Clean("/" + resp.Request.URL.Path)); n != "/" {
+		return n
+	}
+	return "download"
+}
+
+// client connects to public addresses only, whatever a name resolves to and wherever a server redirects, unless the user
+// allows others: a Dockerfile must not read what only this machine can see (cloud metadata, say).
+func (s *session) client() *http.Client {
+	d := &net.Dialer{Timeout: 30 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
+		ap, err := netip.ParseAddrPort(address)
+		if err != nil || s.allowed(PrivateAddresses) {
+			return err
+		}
+		if a := ap.Addr().Unmap(); !a.IsGlobalUnicast() || a.IsPrivate() {
+			return &errdefs.Error{
+				Kind: errdefs.Forbidden, Why: "the address " + a.String() + " is not public",
+				Fix: "if you trust the Dockerfile: --allow " + string(PrivateAddresses),
+			}
+		}
+		return nil
+	}}
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment, DialContext: d.DialContext, ResponseHeaderTimeout: fetchTime, TLSHandshakeTimeout: 30 * time.Second}
+	s.later(func() error { t.CloseIdleConnections(); return nil })
+	return &http.Client{Transport: t, CheckRedirect: func(r *http.Request, via []*http.Request) error {
+		if len(via) > 10 {
+			return errors.New("the server redirects more than ten times")
+		}
+		if via[0].URL.Scheme == "https" && r.URL.Scheme != "https" {
+			return fmt.Errorf("it redirects from https to %s", r.URL.Scheme)
+		}
+		return nil
+	}}
+}
+
+func (o *fetchOp) run(ctx context.Context, _ func([]byte)) ([]cache.Layer, error) {
+	src := o.v.Source
+	mode, owner := 0o600, &graph.Owner{User: &graph.Principal{Input: -1}, Group: &graph.Principal{Input: -1}}
+	if p := src.Attrs[graph.AttrHTTPPerm]; p != "" {
+		m, err := strconv.ParseUint(p, 0, 32)
+		if err != nil {
+			return nil, err
+		}
+		mode = int(m)
+	}
+	for k, p := range map[string]*graph.Principal{graph.AttrHTTPUID: owner.User, graph.AttrHTTPGID: owner.Group} {
+		if v := src.Attrs[k]; v != "" {
+			id, err := strconv.ParseUint(v, 10, 32)
+			if err != nil {
+				return nil, err
+			}
+			p.ID = uint32(id)
+		}
+	}
+	stamp := o.mod
+	if stamp.IsZero() {
+		stamp = o.s.empty().epoch
+	}
+	return o.s.layerOf(ctx, filepath.Dir(o.path), &graph.Copy{
+		Src: filepath.Base(o.path), Dest: "/" + o.name, Mode: mode, Owner: owner, Timestamp: stamp.UnixNano(), CreateDestPath: true,
+	})
+}
+
+// layerOf makes a layer of files of ours.
+func (s *session) layerOf(ctx context.Context, dir string, c *graph.Copy) ([]cache.Layer, error) {
+	root, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	view, err := tree.NewView(root, nil, nil, true)
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.newFileOp(&graph.Vertex{File: &graph.File{Actions: []graph.Action{{Input: -1, Secondary: 0, Copy: c}}}}, []*result{{local: view}})
+	if err != nil {
+		return nil, err
+	}
+	return o.run(ctx, nil)
+}
+
+// gitOp is a git repository's tree at a commit.
+type gitOp struct {
+	s      *session
+	v      *graph.Vertex
+	remote string
+	ref    string
+	subdir string
+	commit string
+}
+
+// newGit reads "host/path#ref:subdir" and the full address.
+func (s *session) newGit(v *graph.Vertex) (*gitOp, error) {
+	o := &gitOp{s: s, v: v}
+	a := v.Source.Attrs
+	for k := range a {
+		switch k {
+		case graph.AttrGitKeepDir, graph.AttrGitFullURL, graph.AttrGitChecksum, graph.AttrGitSkipSubmodules, graph.AttrGitAdvice, graph.AttrGitFetchByCommit:
+		case graph.AttrGitAuthHeader, graph.AttrGitAuthToken, graph.AttrGitKnownSSHHosts, graph.AttrGitMountSSHSock:
+			// Offered by the frontend for every address: secrets of these names are used if they were given.
+			if _, ok := s.o.Secrets[a[k]]; ok {
+				return nil, unsupported("a secret for git")
+			}
+		default:
+			return nil, unsupported("the git attribute " + k)
+		}
+	}
+	o.remote = cmp(a[graph.AttrGitFullURL], "https://"+v.Source.Ref)
+	_, fragment, _ := strings.Cut(v.Source.Ref, "#")
+	o.remote, _, _ = strings.Cut(o.remote, "#")
+	o.ref, o.subdir, _ = strings.Cut(fragment, ":")
+	if o.ref == "" {
+		o.ref = "HEAD"
+	}
+	if strings.HasPrefix(o.ref, "-") || strings.HasPrefix(o.remote, "-") {
+		return nil, &errdefs.Error{Op: "fetch", What: v.Source.Ref, Kind: errdefs.InvalidArgument, Why: "neither address nor reference may begin with -"}
+	}
+	u, err := url.Parse(o.remote)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" && u.Scheme != "git" {
+		return nil, unsupported("git over another protocol than https, http and git: " + o.remote)
+	}
+	return o, nil
+}
+
+func (o *gitOp) outputs() int { return 1 }
+
+func (o *gitOp) output(_ int, own cache.Layer) result {
+	r := o.s.empty()
+	r.layers, r.name = []cache.Layer{own}, o.remote
+	return r
+}
+
+// git runs the user's git with nobody's configuration: no hooks, no helpers, no prompts, no local or external protocols.
+func (o *gitOp) git(ctx context.Context, dir string, args ...string) (string, error) {
+	c := exec.CommandContext(ctx, "git", append([]string{
+		"-c", "protocol.file.allow=never", "-c", "protocol.ext.allow=never", "-c", "core.hooksPath=/dev/null",
+		"-c", "credential.helper=", "-c", "advice.detachedHead=false", "-c", "core.fsmonitor=false",
+	}, args...)...)
+	c.Dir = dir
+	c.Env = append([]string{"HOME=/nonexistent", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_TERMINAL_PROMPT=0", "LC_ALL=C"}, o.s.o.GitEnv...)
+	c.WaitDelay = time.Second
+	out, err := c.Output()
+	if err != nil {
+		why := ""
+		var ee *exec.ExitError
+		if errors.As(err, &ee) {
+			why = strings.TrimSpace(string(ee.Stderr))
+		}
+		e := &errdefs.Error{Op: "fetch", What: o.remote, Kind: errdefs.Unavailable, Why: why, Err: err}
+		if errors.Is(err, exec.ErrNotFound) {
+			e.Kind, e.Fix = errdefs.Unsupported, "install git: apt install git"
+		}
+		return "", e
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// sha says whether the reference is a whole commit.
+func sha(s string) bool {
+	return (len(s) == 40 || len(s) == 64) && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+func (o *gitOp) parts(ctx context.Context) ([]cache.Part, error) {
+	o.commit = o.ref
+	if !sha(o.ref) {
+		out, err := o.git(ctx, "", "ls-remote", "--", o.remote, o.ref, o.ref+"^{}")
+		if err != nil {
+			return nil, err
+		}
+		o.commit = ""
+		for _, l := range strings.Split(out, "\n") { // an annotated tag's commit comes after it, with ^{}
+			if hash, name, ok := strings.Cut(l, "\t"); ok && (o.commit == "" || strings.HasSuffix(name, "^{}")) {
+				o.commit = hash
+			}
+		}
+		if !sha(o.commit) {
+			return nil, &errdefs.Error{Op: "fetch", What: o.remote + "#" + o.ref, Kind: errdefs.NotFound, Why: "the repository has no such branch or tag", Fix: "name a branch, a tag or a whole commit"}
+		}
+	}
+	a := o.v.Source.Attrs
+	if want := a[graph.AttrGitChecksum]; want != "" && !strings.HasPrefix(o.commit, want) {
+		return nil, &errdefs.Error{Op: "fetch", What: o.remote + "#" + o.ref, Kind: errdefs.Corrupt, Why: "it is commit " + o.commit + ", and --checksum says " + want}
+	}
+	return []cache.Part{
+		{Name: "kind", Value: "git"}, {Name: "repository", Value: o.remote}, {Name: "commit", Value: o.commit}, {Name: "directory", Value: o.subdir},
+		{Name: "with .git", Value: a[graph.AttrGitKeepDir]}, {Name: "without submodules", Value: a[graph.AttrGitSkipSubmodules]},
+	}, nil
+}
+
+func (o *gitOp) run(ctx context.Context, _ func([]byte)) ([]cache.Layer, error) {
+	dir, err := os.MkdirTemp(o.s.tmp, "git-")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := o.git(ctx, dir, "init", "-q", "."); err != nil {
+		return nil, err
+	}
+	// One commit where the server gives single commits, else what leads to the reference.
+	if _, err := o.git(ctx, dir, "fetch", "-q", "--depth=1", "--no-tags", "--", o.remote, o.commit); err != nil {
+		if _, err := o.git(ctx, dir, "fetch", "-q", "--no-tags", "--", o.remote, o.ref); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := o.git(ctx, dir, "checkout", "-q", "--force", o.commit, "--"); err != nil {
+		return nil, err
+	}
+	a := o.v.Source.Attrs
+	if a[graph.AttrGitSkipSubmodules] != "true" {
+		if _, err := os.Lstat(filepath.Join(dir, ".gitmodules")); err == nil {
+			if _, err := o.git(ctx, dir, "submodule", "-q", "update", "--init", "--recursive", "--depth=1"); err != nil {
+				return nil, err
+			}
+		}
+	}
+	c := &graph.Copy{Src: "/" + o.subdir, Dest: "/", Mode: -1, Timestamp: -1, FollowSymlink: true, DirContents: true, CreateDestPath: true}
+	if a[graph.AttrGitKeepDir] != "true" {
+		c.Exclude = []string{"**/.git"}
+	}
+	return o.s.layerOf(ctx, dir, c)
+}

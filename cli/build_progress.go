@@ -1,0 +1,259 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/onggi/onggi/build"
+	"github.com/onggi/onggi/build/frontend"
+	"github.com/onggi/onggi/build/graph"
+	"github.com/opencontainers/go-digest"
+)
+
+// buildShow tells of a build on stderr: a line for each change of a step, with the step's number, as docker's plain
+// progress; or each event as JSON; or nothing.
+type buildShow struct {
+	a    *app
+	mode string
+
+	mu       sync.Mutex
+	born     time.Time
+	numbers  map[digest.Digest]int
+	partial  map[digest.Digest][]byte // output without its end of line
+	tails    map[digest.Digest][]string
+	warnings []frontend.Warning
+	last     int // the step that the line before was of
+	hits     int
+	ran      int
+}
+
+func (a *app) buildProgress(b *buildFlags) (*buildShow, error) {
+	mode := b.progress
+	switch mode {
+	case "auto":
+		mode = "plain"
+	case "plain", "rawjson", "quiet":
+	case "tty":
+		return nil, badFlag("--progress", mode, "a build that draws over its lines is not there yet", "use plain")
+	default:
+		return nil, badFlag("--progress", mode, "there is no such way to show a build", "use auto, plain, rawjson or quiet")
+	}
+	if b.quiet || b.check {
+		mode = "quiet"
+	}
+	return &buildShow{
+		a: a, mode: mode, born: time.Now(), numbers: map[digest.Digest]int{}, partial: map[digest.Digest][]byte{}, tails: map[digest.Digest][]string{},
+	}, nil
+}
+
+// maxTail is how many lines of a failed step are shown again.
+const maxTail = 20
+
+func (p *buildShow) number(v digest.Digest) int {
+	n := p.numbers[v]
+	if n == 0 {
+		n = len(p.numbers) + 1
+		p.numbers[v] = n
+	}
+	return n
+}
+
+func (p *buildShow) line(n int, text string) {
+	if p.last != n && p.last != 0 {
+		fmt.Fprintln(p.a.err)
+	}
+	p.last = n
+	fmt.Fprintf(p.a.err, "#%d %s\n", n, text)
+}
+
+// event is a line of --progress rawjson.
+type event struct {
+	Time    time.Time     `json:"time"`
+	Vertex  digest.Digest `json:"vertex,omitempty"`
+	Name    string        `json:"name,omitempty"`
+	State   build.State   `json:"state,omitempty"`
+	Took    time.Duration `json:"tookNanoseconds,omitempty"`
+	Error   string        `json:"error,omitempty"`
+	Changed []string      `json:"changed,omitempty"`
+	Output  []byte        `json:"output,omitempty"`
+	Warning string        `json:"warning,omitempty"`
+}
+
+func (p *buildShow) json(e event) {
+	e.Time = time.Now()
+	b, err := json.Marshal(e)
+	if err == nil {
+		fmt.Fprintf(p.a.err, "%s\n", b)
+	}
+}
+
+// Step shows a step's state.
+func (p *buildShow) Step(s build.Step) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var changed []string
+	for _, c := range s.Changes {
+		changed = append(changed, c.Part)
+	}
+	if len(changed) > 1 { // the digest of all files says no more than the files do
+		changed = slices.DeleteFunc(changed, func(s string) bool { return s == "files" })
+	}
+	switch s.State {
+	case build.Cached:
+		p.hits++
+	case build.Done:
+		p.ran++
+	}
+	switch p.mode {
+	case "quiet":
+		return
+	case "rawjson":
+		e := event{Vertex: s.Vertex, Name: s.Name, State: s.State, Took: s.Took, Changed: changed}
+		if s.Err != nil {
+			e.Error = s.Err.Error()
+		}
+		p.json(e)
+		return
+	}
+	n := p.number(s.Vertex)
+	switch s.State {
+	case build.Started:
+		text := printable(s.Name)
+		p.line(n, text)
+		if len(changed) > 0 {
+			const most = 3
+			more := ""
+			if len(changed) > most {
+				more = fmt.Sprintf(" and %d more", len(changed)-most)
+				changed = changed[:most]
+			}
+			p.line(n, "changed: "+printable(strings.Join(changed, ", "))+more)
+		}
+	case build.Cached:
+		p.line(n, printable(s.Name))
+		p.line(n, "CACHED")
+	case build.Done:
+		p.flush(s.Vertex)
+		p.line(n, fmt.Sprintf("DONE %.1fs", s.Took.Seconds()))
+	case build.Failed:
+		p.flush(s.Vertex)
+		p.line(n, "ERROR: "+printable(s.Err.Error()))
+	case build.Canceled:
+		p.flush(s.Vertex)
+		p.line(n, "CANCELED")
+	}
+}
+
+// Output shows what a command printed, line by line.
+func (p *buildShow) Output(v digest.Digest, data []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mode == "rawjson" {
+		p.json(event{Vertex: v, Output: data})
+		return
+	}
+	buf := append(p.partial[v], data...)
+	for {
+		i := bytes.IndexByte(buf, '\n')
+		if i < 0 && len(buf) < 64<<10 {
+			break
+		}
+		if i < 0 {
+			i = len(buf) - 1
+		}
+		p.output(v, string(buf[:i]))
+		buf = buf[i+1:]
+	}
+	p.partial[v] = append([]byte(nil), buf...)
+}
+
+func (p *buildShow) output(v digest.Digest, text string) {
+	text = strings.TrimRight(text, "\r\n")
+	t := append(p.tails[v], text)
+	p.tails[v] = t[max(0, len(t)-maxTail):]
+	if p.mode == "plain" {
+		p.line(p.number(v), fmt.Sprintf("%.3f %s", time.Since(p.born).Seconds(), printable(text)))
+	}
+}
+
+func (p *buildShow) flush(v digest.Digest) {
+	if b := p.partial[v]; len(b) > 0 {
+		delete(p.partial, v)
+		p.output(v, string(b))
+	}
+}
+
+// Warn keeps a warning for the end.
+func (p *buildShow) Warn(w frontend.Warning) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mode == "rawjson" {
+		p.json(event{Warning: w.Text})
+		return
+	}
+	p.warnings = append(p.warnings, w)
+}
+
+// end prints the warnings, and how much of the build was there already.
+func (p *buildShow) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mode != "plain" {
+		return
+	}
+	c := p.a.paint(p.a.err)
+	for _, w := range p.warnings {
+		fmt.Fprintf(p.a.err, "\n%s %s\n", c.yellow("warning:"), printable(w.Text))
+		p.excerpt(w.Source, w.Ranges)
+	}
+}
+
+// explain shows where a build failed: the lines of the Dockerfile, and the last output of the command.
+func (p *buildShow) explain(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var f *build.Failure
+	var t *frontend.Failure
+	switch {
+	case errors.As(err, &f):
+		if lines := p.tails[f.Vertex.ID]; len(lines) > 0 && f.ExitCode != 0 {
+			fmt.Fprintf(p.a.err, "------\n > %s:\n", printable(f.Vertex.Name))
+			for _, l := range lines {
+				fmt.Fprintln(p.a.err, printable(l))
+			}
+			fmt.Fprintln(p.a.err, "------")
+		}
+		if len(f.Vertex.Locations) > 0 && f.Vertex.Locations[0].Text < len(f.Sources) {
+			p.excerpt(f.Sources[f.Vertex.Locations[0].Text], f.Vertex.Locations)
+		}
+	case errors.As(err, &t) && t.Source != nil:
+		p.excerpt(*t.Source, t.Ranges)
+	}
+}
+
+// excerpt prints the lines that ranges name, with two around them, as docker does.
+func (p *buildShow) excerpt(text graph.Text, ranges []graph.Location) {
+	if len(ranges) == 0 {
+		return
+	}
+	lines := strings.Split(strings.TrimSuffix(string(text.Data), "\n"), "\n")
+	first, last := ranges[0].Start, ranges[len(ranges)-1].End
+	if first < 1 || first > len(lines) {
+		return
+	}
+	fmt.Fprintf(p.a.err, "%s:%d\n--------------------\n", printable(text.Name), first)
+	for n := max(1, first-2); n <= min(len(lines), last+2); n++ {
+		mark := "   "
+		if n >= first && n <= last {
+			mark = ">>>"
+		}
+		fmt.Fprintf(p.a.err, "%4d | %s %s\n", n, mark, printable(strings.TrimSuffix(lines[n-1], "\r")))
+	}
+	fmt.Fprintln(p.a.err, "--------------------")
+}

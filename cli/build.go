@@ -28,7 +28,7 @@ import (
 // buildFlags are those of `onggi build`.
 type buildFlags struct {
 	tags, args, labels, contexts, secrets, agents, hosts, ulimits, allow, noCacheFilter []string
-	file, target, platform, network, progress, iidfile, metadata, shm, memory, cpuset   string
+	file, target, platform, network, progress, iidfile, metadata, shm                   string
 	noCache, pull, quiet, check                                                         bool
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -297,10 +298,13 @@ func buildLoad(a *app, c *cobra.Command) {
 		quiet bool
 	)
 	c.Use = "load [FLAGS]"
-	c.Long = `Bring in all images of an archive: one of docker save or an OCI layout, compressed or not, from a file or from stdin.`
+	c.Long = `Bring in all images of an archive: one of docker save or an OCI layout, compressed or not, from a file or from stdin. A
+directory is taken for an OCI layout, also when it is written oci:DIRECTORY. Images for several platforms of one name stand
+side by side.`
 	c.Example = `  onggi load -i debian.tar
+  onggi load -i oci:./layout
   skopeo copy docker-daemon:app:1 docker-archive:/dev/stdout | onggi load`
-	c.Flags().StringVarP(&input, "input", "i", "", "read the archive from a `file` (default stdin)")
+	c.Flags().StringVarP(&input, "input", "i", "", "read the archive from a `file` or the layout in a directory (default stdin)")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not print the progress")
 	c.Args = takes(0, 0, "no argument, but -i FILE or an archive on stdin")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -310,7 +314,9 @@ func buildLoad(a *app, c *cobra.Command) {
 			}
 			input = "-"
 		}
-		r, err := a.archive("load", input)
+		ctx, cancel := a.context(c.Context())
+		defer cancel()
+		r, err := a.loadFrom(ctx, input)
 		if err != nil {
 			return err
 		}
@@ -323,8 +329,6 @@ func buildLoad(a *app, c *cobra.Command) {
 		if err != nil {
 			return err
 		}
-		ctx, cancel := a.context(c.Context())
-		defer cancel()
 		var report func(image.Progress)
 		end := func() {}
 		if !quiet && term.IsTerminal(int(a.err.Fd())) {
@@ -338,8 +342,10 @@ func buildLoad(a *app, c *cobra.Command) {
 		}
 		var b strings.Builder
 		for _, i := range images {
-			for _, n := range i.Names {
-				fmt.Fprintf(&b, "Loaded image: %s\n", n.Familiar())
+			for _, n := range i.Names { // once for all platforms
+				if line := fmt.Sprintf("Loaded image: %s\n", n.Familiar()); !strings.Contains(b.String(), line) {
+					b.WriteString(line)
+				}
 			}
 			if len(i.Names) == 0 {
 				fmt.Fprintf(&b, "Loaded image ID: %s\n", i.ID)
@@ -347,6 +353,15 @@ func buildLoad(a *app, c *cobra.Command) {
 		}
 		return a.print(b.String())
 	}
+}
+
+// loadFrom opens an archive or a layout.
+func (a *app) loadFrom(ctx context.Context, input string) (io.ReadCloser, error) {
+	dir, layout := strings.CutPrefix(input, "oci:")
+	if fi, err := os.Stat(dir); layout || err == nil && fi.IsDir() {
+		return image.LayoutReader(ctx, dir)
+	}
+	return a.archive("load", input)
 }
 
 // archive opens the archive that a command reads; "-" is stdin, which must then not be a terminal.

@@ -27,6 +27,25 @@ func systemCommands() []command {
 func imageCommands() []command {
 	return []command{
 		{"prune", "Remove images that are not used", groupImages, buildImagePrune},
+		{"inspect", "Print all that is known about images", groupImages, buildImageInspect},
+		{"referrers", "List what refers to an image: signatures, SBOMs", groupImages, buildReferrers},
+		{"ls", "List images", groupImages, renamed(buildImages, "images", "ls")},
+		{"pull", "Bring an image in from a registry", groupImages, buildPull},
+		{"push", "Bring an image into a registry", groupImages, buildPush},
+		{"tag", "Give an image another name", groupImages, buildTag},
+		{"rm", "Remove images", groupImages, renamed(buildRmi, "rmi", "rm")},
+		{"history", "Show how an image came to be", groupImages, buildHistory},
+		{"save", "Write images as an archive", groupImages, buildSave},
+		{"load", "Bring in the images of an archive", groupImages, buildLoad},
+		{"import", "Make an image from a root file system's tar archive", groupImages, buildImport},
+	}
+}
+
+// renamed is a command that has another name in a group, as docker has it.
+func renamed(build func(*app, *cobra.Command), from, to string) func(*app, *cobra.Command) {
+	return func(a *app, c *cobra.Command) {
+		build(a, c)
+		c.Use = to + strings.TrimPrefix(c.Use, from)
 	}
 }
 

@@ -45,8 +45,10 @@ func (e *Engine) Limits() (Limits, error) {
 		return l, err
 	default:
 		if err := json.Unmarshal(b, &l); err != nil || l.Quota < 0 || l.Reserve < 0 || l.Trash < 0 {
-			return l, &errdefs.Error{Op: "read", What: e.limitsPath(), Kind: errdefs.Corrupt, Err: err, Why: "it does not hold limits",
-				Fix: "set them again: onggi system limits --quota SIZE --reserve SIZE --trash DURATION"}
+			return l, &errdefs.Error{
+				Op: "read", What: e.limitsPath(), Kind: errdefs.Corrupt, Err: err, Why: "it does not hold limits",
+				Fix: "set them again: onggi system limits --quota SIZE --reserve SIZE --trash DURATION",
+			}
 		}
 	}
 	if !l.TrashSet {
@@ -119,8 +121,10 @@ func (e *Engine) full(more int64, format string, args ...any) error {
 	if more > 0 {
 		what = fmt.Sprintf("another %d bytes", more)
 	}
-	return &errdefs.Error{Op: "keep", What: what + " in " + e.o.Root, Kind: errdefs.NoSpace, Why: fmt.Sprintf(format, args...),
-		Fix: "see what takes the space (onggi system df -v), remove some (onggi system prune), or change the limits (onggi system limits)"}
+	return &errdefs.Error{
+		Op: "keep", What: what + " in " + e.o.Root, Kind: errdefs.NoSpace, Why: fmt.Sprintf(format, args...),
+		Fix: "see what takes the space (onggi system df -v), remove some (onggi system prune), or change the limits (onggi system limits)",
+	}
 }
 
 // spares says whether the host's reserve is left.

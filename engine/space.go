@@ -103,6 +103,8 @@ func ownerOf(rel string) (o owner, all bool) {
 			return owner{"coming", ""}, true
 		case len(p) == 4 && p[1] == "blobs":
 			return owner{"blob", p[2] + ":" + p[3]}, true
+		case len(p) >= 2 && p[1] == "lists":
+			return store, true
 		case len(p) >= 2 && !slices.Contains([]string{"blobs", "leases", "lock", "oci-layout", "index.json", "index.json.new"}, p[1]):
 			return owner{"unknown", rel}, true
 		}

@@ -131,6 +131,9 @@ func (s *Store) compress(ctx context.Context, l *lease, m ocispec.Manifest, c Co
 }
 
 func (s *Store) compressLayer(ctx context.Context, l *lease, d ocispec.Descriptor, c Compression) (ocispec.Descriptor, error) {
+	if err := s.room(ctx, d.Size); err != nil { // it will be smaller
+		return d, err
+	}
 	r, err := s.content.Open(d)
 	if err != nil {
 		return d, err

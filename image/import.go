@@ -56,7 +56,10 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Im
 	}
 	var blob ocispec.Descriptor
 	var layer *snapshot.Layer
-	err = steps.Do("spool", func() error { blob, layer, err = b.importLayer(ctx, br); return err }, nil)
+	err = steps.Do("spool", func() error {
+		blob, layer, err = b.importLayer(ctx, br, s.snapshots.Import)
+		return err
+	}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -73,8 +76,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Im
 	return b.finish(steps)
 }
 
-// importLayer stores what r gives and unpacks it meanwhile. Neither digest is known before.
-func (b *bringing) importLayer(ctx context.Context, r io.Reader) (blob ocispec.Descriptor, layer *snapshot.Layer, err error) {
+// unpacker is snapshot's Import or UnpackNew.
+type unpacker func(ctx context.Context, r io.Reader, claim func(digest.Digest) error) (*snapshot.Layer, error)
+
+// importLayer stores what r gives and has it unpacked meanwhile. Neither digest is known before.
+func (b *bringing) importLayer(ctx context.Context, r io.Reader, unpack unpacker) (blob ocispec.Descriptor, layer *snapshot.Layer, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if err := b.s.room(ctx, 0); err != nil {
@@ -96,7 +102,7 @@ func (b *bringing) importLayer(ctx context.Context, r io.Reader) (blob ocispec.D
 		}
 		copied <- err
 	}()
-	layer, err = b.s.snapshots.Import(ctx, w.Follow(ctx), func(d digest.Digest) error { return b.lease.add(ctx, d) })
+	layer, err = unpack(ctx, w.Follow(ctx), func(d digest.Digest) error { return b.lease.add(ctx, d) })
 	if err != nil {
 		cancel(err)
 		_ = w.Abort(err) // the copy ends with its next write; a reader that never ends is its owner's

@@ -350,12 +350,83 @@ func (a *spool) loadOCI(ctx context.Context, proto *bringing, steps *undo.Stack)
 			b.names = []string{key}
 		}
 		target = ocispec.Descriptor{MediaType: target.MediaType, Digest: target.Digest, Size: target.Size}
+		several, err := a.loadPlatforms(ctx, b, steps, target)
+		if err != nil {
+			return nil, err
+		}
+		if len(several) > 0 {
+			loaded = append(loaded, several...)
+			continue
+		}
 		if err := b.bring(ctx, steps, target); err != nil {
 			return nil, err
 		}
 		loaded = append(loaded, b)
 	}
 	return loaded, nil
+}
+
+// loadPlatforms brings in the images of an index that are in the archive, side by side, and the attestations. None:
+// target is no index, or the archive has nothing of it.
+func (a *spool) loadPlatforms(ctx context.Context, b *bringing, steps *undo.Stack, target ocispec.Descriptor) ([]*bringing, error) {
+	raw, err := a.small(target)
+	if err != nil {
+		return nil, nil // bring says what is wrong
+	}
+	doc, err := parseDocument(target.MediaType, raw)
+	if err != nil || doc.index == nil {
+		return nil, err
+	}
+	if target.MediaType == "" {
+		target.MediaType = ocispec.MediaTypeImageIndex
+	}
+	var loaded []*bringing
+	for _, d := range doc.index.Manifests {
+		m, err := a.small(d)
+		if err != nil {
+			continue // of a platform that is not in the archive
+		}
+		if isAttestation(d) {
+			if err := a.loadArtifact(ctx, d, m); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		x := b.child(b.names)
+		x.explicit, x.small, x.above = false, nil, &smallBlob{target, raw}
+		if d.Platform != nil {
+			x.want = normal(*d.Platform)
+		}
+		if err := x.bring(ctx, steps, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}); err != nil {
+			return nil, err
+		}
+		loaded = append(loaded, x)
+	}
+	return loaded, nil
+}
+
+// loadArtifact keeps a manifest that is no image with its blobs. Large ones are in the store already.
+func (a *spool) loadArtifact(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
+	img, err := readPushed(d, raw)
+	if err != nil {
+		return err
+	}
+	keep := []smallBlob{img.doc}
+	for _, x := range append([]ocispec.Descriptor{img.manifest.Config}, img.manifest.Layers...) {
+		if err := a.lease.add(ctx, x.Digest); err != nil {
+			return err
+		}
+		if b, err := a.small(x); err == nil {
+			keep = append(keep, smallBlob{x, b})
+		} else if _, serr := a.s.content.Stat(x.Digest); serr != nil {
+			return err
+		}
+	}
+	if err := a.lease.add(ctx, d.Digest); err != nil {
+		return err
+	}
+	store := bringing{s: a.s, small: keep}
+	return store.storeSmall(ctx)
 }
 
 // layoutName reads an entry's name: containerd's annotation, or image-spec's, which holds a tag or a whole name.

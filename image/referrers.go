@@ -226,3 +226,73 @@ func blobsOf(raw []byte) []digest.Digest {
 	}
 	return out
 }
+
+// Referrer is a manifest that refers to an image. Tag is the tag that found it, where it was one.
+type Referrer struct {
+	ocispec.Descriptor
+	Tag string
+}
+
+// ListReferrers lists what refers to the image of that name in its registry, and to its index.
+func ListReferrers(ctx context.Context, c *registry.Client, ref reference.Reference, artifactType string) ([]Referrer, error) {
+	d := ref.Digest
+	if d == "" {
+		desc, err := c.Resolve(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		d = desc.Digest
+	}
+	list, err := RemoteReferrers(ctx, c, ref, d, artifactType)
+	return referrersOf(list), err
+}
+
+func referrersOf(list []ocispec.Descriptor) []Referrer {
+	var out []Referrer
+	for _, d := range list {
+		out = append(out, Referrer{d, d.Annotations[annotationTag]})
+	}
+	return out
+}
+
+// ReferrersOf lists what is here and refers to an image, or to the index that it is from.
+func (s *Store) ReferrersOf(img *Image) ([]Referrer, error) {
+	list, err := s.Referrers(img.Target.Digest)
+	if err != nil || img.Target.Digest == img.Manifest.Digest {
+		return referrersOf(list), err
+	}
+	more, err := s.Referrers(img.Manifest.Digest)
+	return referrersOf(append(list, more...)), err
+}
+
+// Step is a step of an image's history, with the size of the layer that it made, in bytes of file content.
+type Step struct {
+	ocispec.History
+	Size int64
+}
+
+// History returns an image's steps, the first one first. Layers that no step tells of have one without a command.
+func (s *Store) History(img *Image) ([]Step, error) {
+	sizes := make([]int64, len(img.DiffIDs))
+	for i, d := range img.DiffIDs {
+		l, err := s.snapshots.Layer(d)
+		if err != nil {
+			return nil, err
+		}
+		sizes[i] = l.Size
+	}
+	var out []Step
+	next := 0
+	for _, h := range img.Config.History {
+		x := Step{History: h}
+		if !h.EmptyLayer && next < len(sizes) {
+			x.Size = sizes[next]
+			next++
+		}
+		out = append(out, x)
+	}
+	for ; next < len(sizes); next++ {
+		out = append(out, Step{Size: sizes[next]})
+	}
+	return out, nil
+}

@@ -255,8 +255,10 @@ func (s *Store) readTrash(id string) (*Trash, error) {
 	}
 	f, err := os.OpenFile(s.trashPath(id), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, &errdefs.Error{Op: "find", What: "the removal " + id, Kind: errdefs.KindOf(err), Err: err,
-			Why: "the trash does not hold it", Fix: "see what can be undone: onggi undo --list"}
+		return nil, &errdefs.Error{
+			Op: "find", What: "the removal " + id, Kind: errdefs.KindOf(err), Err: err,
+			Why: "the trash does not hold it", Fix: "see what can be undone: onggi undo --list",
+		}
 	}
 	defer f.Close()
 	fi, err := f.Stat()
@@ -269,8 +271,10 @@ func (s *Store) readTrash(id string) (*Trash, error) {
 	}
 	t := new(Trash)
 	if err := json.Unmarshal(b, t); err != nil || t.ID != id {
-		return nil, &errdefs.Error{Op: "read", What: s.trashPath(id), Kind: errdefs.Corrupt, Why: "it is not the record of this removal", Err: err,
-			Fix: "empty the trash: onggi system prune --trash"}
+		return nil, &errdefs.Error{
+			Op: "read", What: s.trashPath(id), Kind: errdefs.Corrupt, Why: "it is not the record of this removal", Err: err,
+			Fix: "empty the trash: onggi system prune --trash",
+		}
 	}
 	for _, d := range t.Entries {
 		e, err := newEntry(d)

@@ -47,10 +47,9 @@ func (s *Store) Import(ctx context.Context, r io.Reader, claim func(diffID diges
 	return s.unpackUnknown(ctx, r, "none", claim)
 }
 
-// UnpackNew is Unpack for a layer that has just been made and stands on others (Diff): its digest is computed, and it may
-// hold whiteouts.
-func (s *Store) UnpackNew(ctx context.Context, r io.Reader) (*Layer, error) {
-	return s.unpackUnknown(ctx, r, "overlay", nil)
+// UnpackNew is Import for a layer that has just been made and stands on others (Diff): it may hold whiteouts.
+func (s *Store) UnpackNew(ctx context.Context, r io.Reader, claim func(diffID digest.Digest) error) (*Layer, error) {
+	return s.unpackUnknown(ctx, r, "overlay", claim)
 }
 
 func (s *Store) unpackUnknown(ctx context.Context, r io.Reader, whiteouts string, claim func(digest.Digest) error) (l *Layer, err error) {

@@ -174,7 +174,7 @@ func CreateScope(l *Layout, s *Scope, pid int, r *runspec.LinuxResources) (g *Gr
 	}
 	defer func() {
 		if err != nil {
-			_ = m.Stop(s.Unit)
+			_ = s.Stop()
 			_ = g.Remove()
 			_ = g.Close()
 			g = nil
@@ -227,6 +227,7 @@ func (s *Scope) Stop() error {
 	if err != nil {
 		return nil //nolint:nilerr // see above
 	}
+	_ = m.Kill(s.Unit) // a process that waits for its start would sit out SIGTERM, and systemd a minute and a half
 	return m.Stop(s.Unit)
 }
 

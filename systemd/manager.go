@@ -282,7 +282,21 @@ func (m *Manager) Set(unit string, list []Property) error {
 	return failed("change", unit, err)
 }
 
-// Stop stops a unit, which kills what is in it, and waits for that; one that is not there is stopped.
+// Kill sends SIGKILL to everything in a unit; one that is not there has nothing.
+func (m *Manager) Kill(unit string) error {
+	e := &encoder{}
+	e.string(unit)
+	e.string("all")
+	e.uint32(uint32(unix.SIGKILL))
+	_, err := m.call(busName, managerPath, managerIface, "KillUnit", "ssi", e.b)
+	if err = failed("kill", unit, err); errdefs.Is(err, errdefs.NotFound) {
+		err = nil
+	}
+	return err
+}
+
+// Stop stops a unit and waits for that: what is in it gets SIGTERM, and SIGKILL after the unit's time to stop. One that is
+// not there is stopped.
 func (m *Manager) Stop(unit string) error {
 	e := &encoder{}
 	e.string(unit)

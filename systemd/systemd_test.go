@@ -193,6 +193,12 @@ func TestManager(t *testing.T) {
 			if err := m.Set("onggi-test-none.scope", []Property{Uint64("TasksMax", 60)}); err == nil {
 				t.Error("a change of no unit")
 			}
+			if err := m.Kill(unit); err != nil {
+				t.Error(err)
+			}
+			if err := m.Kill("onggi-test-none.scope"); err != nil {
+				t.Error(err)
+			}
 			for range 2 {
 				if err := m.Stop(unit); err != nil {
 					t.Error(err)

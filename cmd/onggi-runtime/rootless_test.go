@@ -314,3 +314,90 @@ func TestRootlessDelegated(t *testing.T) {
 		t.Error("the control group is left")
 	}
 }
+
+// With systemd the scope is one of the user's own manager, which asks the system's to move a process that is not below it.
+// The user is an existing one ("games"), because systemd starts a manager for nobody else.
+func TestRootlessUserManager(t *testing.T) {
+	c := newCommoner(t)
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		t.Skip("no systemd runs here")
+	}
+	const user, group = "5", "60"
+	// Without pam_systemd nobody tells the manager where its runtime directory is.
+	drop := "/run/systemd/system/user@" + user + ".service.d"
+	if err := os.MkdirAll(drop, 0o755); err != nil {
+		t.Skip(err)
+	}
+	defer func() { _ = os.RemoveAll(drop); _ = exec.Command("systemctl", "daemon-reload").Run() }()
+	if err := os.WriteFile(drop+"/onggi-test.conf", []byte("[Service]\nEnvironment=XDG_RUNTIME_DIR=/run/user/%i\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_ = exec.Command("systemctl", "daemon-reload").Run()
+	if out, err := exec.Command("systemctl", "start", "user@"+user+".service").CombinedOutput(); err != nil {
+		t.Skipf("no service manager of a user can be started: %v: %s", err, out)
+	}
+	defer func() { _ = exec.Command("systemctl", "stop", "user@"+user+".service").Run() }()
+	if out, err := exec.Command("chown", "-R", user+":"+group, c.dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	limit, pids := int64(64<<20), int64(30)
+	c.change(func(s *runspec.Spec) {
+		s.Process.Args = []string{"sleep", "100"}
+		s.Linux.UIDMappings = []runspec.LinuxIDMapping{{ContainerID: 0, HostID: 5, Size: 1}}
+		s.Linux.GIDMappings = []runspec.LinuxIDMapping{{ContainerID: 0, HostID: 60, Size: 1}}
+		s.Linux.CgroupsPath = "app.slice:onggi-test:um"
+		s.Linux.Resources = &runspec.LinuxResources{Memory: &runspec.LinuxMemory{Limit: &limit}, Pids: &runspec.LinuxPids{Limit: &pids}}
+		s.Annotations = map[string]string{"org.systemd.property.Description": "'of a user'"}
+	})
+	do := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command("setpriv", append([]string{"--reuid=" + user, "--regid=" + group, "--clear-groups", "env", "-i", "PATH=/usr/bin:/bin",
+			"XDG_RUNTIME_DIR=/run/user/" + user}, args...)...)
+		cmd.Dir = c.bundle
+		f, err := os.CreateTemp(c.dir, "out")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		cmd.Stdout, cmd.Stderr = f, f
+		err = cmd.Run()
+		b, _ := os.ReadFile(f.Name())
+		if err != nil {
+			t.Errorf("%v: %v: %s", args, err, b)
+		}
+		return strings.TrimSpace(string(b))
+	}
+	runtime := c.dir + "/onggi-runtime"
+	do(runtime, "--systemd-cgroup", "create", "um")
+	do(runtime, "start", "um")
+	const unit = "onggi-test-um.scope"
+	show := func(p string) string { return do("systemctl", "--user", "show", "-P", p, unit) }
+	for p, want := range map[string]string{"MemoryMax": "67108864", "TasksMax": "30", "Description": "of a user", "ActiveState": "active"} {
+		if got := show(p); got != want {
+			t.Errorf("%s is %q, want %q", p, got, want)
+		}
+	}
+	dir := "/sys/fs/cgroup" + show("ControlGroup")
+	if !strings.Contains(dir, "/user@5.service/app.slice/"+unit) {
+		t.Errorf("the group is %s", dir)
+	}
+	for f, want := range map[string]string{"memory.max": "67108864", "pids.max": "30"} {
+		if b, err := os.ReadFile(dir + "/" + f); strings.TrimSpace(string(b)) != want {
+			t.Errorf("%s: %s, %v", f, b, err)
+		}
+	}
+	if got := do(runtime, "exec", "um", "id", "-u"); got != "0" {
+		t.Errorf("exec: %q", got)
+	}
+	do(runtime, "update", "--pids-limit", "40", "um")
+	if got := show("TasksMax"); got != "40" {
+		t.Errorf("TasksMax after update: %s", got)
+	}
+	do(runtime, "delete", "--force", "um")
+	if got := show("LoadState"); got != "not-found" {
+		t.Errorf("the unit is %s", got)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Errorf("%s is left", dir)
+	}
+}

@@ -48,6 +48,9 @@ type Difference struct {
 	// Copied is when that copy was finished: a file whose inode changed after it (ctime) is compared byte by byte even
 	// when size and time are the same.
 	Copied time.Time
+	// Shared says that files of one inode number in Tree and Below are one file: both show the same layers (overlayfs gives
+	// the numbers of the layers' own files).
+	Shared bool
 	// Merged opens the tree as its users see it (overlayfs over Tree and Below, read-only). It is asked for only when
 	// overlayfs has kept a change in a form that Tree alone does not hold: a renamed directory (redirect_dir) or a file of
 	// which only the metadata were copied up (metacopy). nil: such a tree is refused. The handle is closed by the walk.
@@ -317,6 +320,9 @@ func (w *walker) moved(e *differing, hides bool) error {
 // sameFile compares a file that is no directory with the one of that name below.
 func (w *walker) sameFile(e *differing, below int, o *unix.Stat_t) (bool, error) {
 	st := &e.st
+	if w.Shared && st.Ino == o.Ino {
+		return true, nil
+	}
 	if st.Mode != o.Mode || st.Uid != o.Uid || st.Gid != o.Gid || st.Rdev != o.Rdev || st.Mtim != o.Mtim {
 		return false, nil
 	}

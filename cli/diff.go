@@ -1,11 +1,6 @@
 package cli
 
-import (
-	"fmt"
-	"strings"
-
-	"github.com/spf13/cobra"
-)
+import "github.com/spf13/cobra"
 
 // changeRow is a line of `diff`.
 type changeRow struct {
@@ -40,15 +35,6 @@ it is. Volumes and other mounts are not part of it, nor what was made to mount t
 		for i, c := range list {
 			rows[i] = changeRow{string(rune(c.Kind)), c.Path}
 		}
-		if c.Flags().Changed("format") {
-			return writeRows(a, out, rows, []column[changeRow]{
-				{"KIND", func(r changeRow) string { return r.Kind }}, {"PATH", func(r changeRow) string { return r.Path }},
-			})
-		}
-		var b strings.Builder
-		for _, r := range rows {
-			fmt.Fprintf(&b, "%s %s\n", r.Kind, printable(r.Path))
-		}
-		return a.print(b.String())
+		return a.printChanges(out, c.Flags().Changed("format"), rows)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/onggi/onggi/archive"
 	"github.com/onggi/onggi/mount"
 	"github.com/onggi/onggi/pathrs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -86,4 +87,38 @@ func madeForMounts(path string, st *unix.Stat_t) bool {
 	}
 	// The container's own /dev is a tmpfs; what lies below it in the tree was never seen.
 	return path == "dev" || strings.HasPrefix(path, "dev/")
+}
+
+// Tree opens what layers (bottom first) show together, read-only, as a container of theirs would see it at first. It is
+// mounted where nobody sees it, until the handle is closed.
+func (s *Store) Tree(ctx context.Context, layers []digest.Digest) (*os.File, error) {
+	for _, d := range layers {
+		if err := check(d); err != nil {
+			return nil, err
+		}
+	}
+	c, err := s.chain(ctx, layers)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.allThere(c.Lower); err != nil {
+		return nil, err
+	}
+	lower := make([]string, len(c.Lower))
+	for i, l := range c.Lower {
+		lower[i] = s.path(l)
+	}
+	return mount.Tree(mount.Mount{Type: "overlay", Options: []string{"ro"}, Overlay: &mount.Overlay{Lower: lower}})
+}
+
+// OpenLayer opens the tree of one layer, in overlayfs' form.
+func (s *Store) OpenLayer(diffID digest.Digest) (*os.File, error) {
+	if _, err := s.Layer(diffID); err != nil {
+		return nil, err
+	}
+	f, err := pathrs.OpenRoot(s.path(layerPath(diffID), "fs"))
+	if err != nil {
+		return nil, s.fail("open the layer", string(diffID), err)
+	}
+	return f, nil
 }

@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/onggi/onggi/archive"
 	"github.com/onggi/onggi/engine"
@@ -297,77 +296,5 @@ func wasteColumns() []column[wasteRow] {
 		{"IN LAYER", func(r wasteRow) string { return r.Layer }},
 		{"BY LAYER", func(r wasteRow) string { return r.By }},
 		{"PATH", func(r wasteRow) string { return r.Path }},
-	}
-}
-
-// historyRow is a line of `history`, with docker's fields.
-type historyRow struct {
-	ID, CreatedSince, CreatedAt, CreatedBy, Size, Comment string
-}
-
-func buildHistory(a *app, c *cobra.Command) {
-	var (
-		format         string
-		noTrunc, quiet bool
-		human          bool
-	)
-	c.Use = "history [FLAGS] IMAGE"
-	c.Long = `List the instructions that made an image, the last first, with the size of the layer that each made. "onggi image layers" draws
-the same as a stack.`
-	c.Example = `  onggi history debian:12
-  onggi history --no-trunc --format '{{.CreatedBy}}' debian:12`
-	f := c.Flags()
-	f.StringVar(&format, "format", "", formatUsage)
-	f.BoolVar(&noTrunc, "no-trunc", false, "print whole instructions and ids")
-	f.BoolVarP(&quiet, "quiet", "q", false, "print ids only")
-	f.BoolVarP(&human, "human", "H", true, "print sizes and times for people")
-	c.Args = takes(1, 1, "the name or id of an image")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		out, err := newFormat(format, c.Flags().Changed("format"))
-		if err != nil {
-			return err
-		}
-		e, err := a.open()
-		if err != nil {
-			return err
-		}
-		ctx, cancel := a.context(c.Context())
-		defer cancel()
-		st, err := e.Layers(ctx, args[0])
-		if err != nil {
-			return err
-		}
-		now := time.Now()
-		var rows []historyRow
-		for i, l := range st.Layers {
-			r := historyRow{ID: "<missing>", CreatedSince: ago(l.Created, now), CreatedAt: l.Created.Format(time.RFC3339), CreatedBy: l.CreatedBy, Size: humanSize(l.Size, 3), Comment: l.Comment}
-			if i == 0 { // as docker: the image has an id, what it was made of has none
-				r.ID = st.ID.String()
-				if !noTrunc {
-					r.ID = shortID(r.ID)
-				}
-			}
-			if !human {
-				r.CreatedSince, r.Size = r.CreatedAt, fmt.Sprint(l.Size)
-			}
-			if text := []rune(r.CreatedBy); !noTrunc && len(text) > 45 {
-				r.CreatedBy = string(text[:44]) + "…"
-			}
-			rows = append(rows, r)
-		}
-		if quiet {
-			var b strings.Builder
-			for _, r := range rows {
-				b.WriteString(r.ID + "\n")
-			}
-			return a.print(b.String())
-		}
-		return writeRows(a, out, rows, []column[historyRow]{
-			{"IMAGE", func(r historyRow) string { return r.ID }},
-			{"CREATED", func(r historyRow) string { return r.CreatedSince }},
-			{"CREATED BY", func(r historyRow) string { return r.CreatedBy }},
-			{"SIZE", func(r historyRow) string { return r.Size }},
-			{"COMMENT", func(r historyRow) string { return r.Comment }},
-		})
 	}
 }

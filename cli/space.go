@@ -30,7 +30,6 @@ func imageCommands() []command {
 		{"diff", "List what one image has otherwise than another", groupImages, buildImageDiff},
 		{"tree", "Draw all images by the layers that they share", groupImages, buildImageTree},
 		{"waste", "Report what an image holds in vain, and secrets in it", groupImages, buildWaste},
-		{"history", "List the instructions that made an image", groupImages, buildHistory},
 		{"prune", "Remove images that are not used", groupImages, buildImagePrune},
 		{"inspect", "Print all that is known about images", groupImages, buildImageInspect},
 		{"referrers", "List what refers to an image: signatures, SBOMs", groupImages, buildReferrers},

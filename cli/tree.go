@@ -47,7 +47,6 @@ func commands() []command {
 		{"login", "Log in at a registry", groupImages, buildLogin},
 		{"logout", "Forget a registry's login", groupImages, buildLogout},
 		{"images", "List images", groupImages, buildImages},
-		{"history", "List the instructions that made an image", groupImages, buildHistory},
 		{"tag", "Give an image another name", groupImages, buildTag},
 		{"rmi", "Remove images", groupImages, buildRmi},
 		{"image", "Look into images, prune them", groupImages, group(imageCommands)},

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -402,7 +401,7 @@ func (h *held) writeSpec(tree *view, host spec.Host, volumes, files map[string]s
 	for _, w := range warnings {
 		r.Warnings = appendNew(r.Warnings, w)
 	}
-	b, err := json.Marshal(s)
+	b, err := spec.Encode(s)
 	if err != nil {
 		return err
 	}

@@ -34,9 +34,10 @@ import (
 type Adopter func(cfg *Config, pid int) (Process, error)
 
 const (
-	settleAfter = time.Second           // a container that lives so long stays; short ones do not pay
-	settleAgain = 15 * time.Second      // when it could not be done
-	parkTime    = 50 * time.Millisecond // how long to wait for the goroutines
+	settleAfter = time.Second            // a container that lives so long stays; short ones do not pay
+	settleAgain = 15 * time.Second       // when it could not be done
+	asleepAfter = 100 * time.Millisecond // a new life's goroutines have begun to wait by then
+	parkTime    = 50 * time.Millisecond  // how long to wait for the goroutines
 )
 
 var caught = []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2}
@@ -297,7 +298,7 @@ func Resume(fd int, adopt Adopter) int {
 	s.io.run()
 	go s.watch(s.pid)
 	go s.reap()
-	tidy(false)
+	time.AfterFunc(asleepAfter, func() { tidy(false) })
 	s.follow()
 	return s.end()
 }

@@ -27,7 +27,8 @@ TLS; without it only on loopback addresses, and where --plain-http or a rule all
 
 Mirrors, certificates and other rules for registries are read from hosts.toml files (/etc/onggi/certs.d,
 /etc/containerd/certs.d), docker's /etc/docker/certs.d, and registries.conf (/etc/containers, ~/.config/containers); logins from
-docker's config.json and podman's auth.json.`
+docker's config.json and podman's auth.json. Which images have to be signed, and by whom, is said by /etc/onggi/policy.toml
+(ONGGI_POLICY); an image that it refuses is not unpacked.`
 	c.Example = `  onggi pull debian:12
   onggi pull --platform linux/arm64 debian:12
   onggi pull 127.0.0.1:5000/team/app@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
@@ -118,6 +119,10 @@ func (a *app) pull(ctx context.Context, e *engine.Engine, name string, o image.P
 	}
 	o.Registry = registry.New(a.registryOptions(plainHTTP))
 	defer o.Registry.Close()
+	if o.Policy, err = loadPolicy(); err != nil {
+		return nil, err
+	}
+	o.Warn = a.warn
 	if to == nil {
 		return store.Pull(ctx, ref, o)
 	}

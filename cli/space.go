@@ -33,6 +33,7 @@ func imageCommands() []command {
 		{"prune", "Remove images that are not used", groupImages, buildImagePrune},
 		{"inspect", "Print all that is known about images", groupImages, buildImageInspect},
 		{"referrers", "List what refers to an image: signatures, SBOMs", groupImages, buildReferrers},
+		{"verify", "Check an image's signature in its registry", groupImages, buildVerify},
 		{"ls", "List images", groupImages, renamed(buildImages, "images", "ls")},
 		{"pull", "Bring an image in from a registry", groupImages, buildPull},
 		{"push", "Bring an image into a registry", groupImages, buildPush},

@@ -28,6 +28,7 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/reference"
 	"github.com/onggi/onggi/registry"
+	"github.com/onggi/onggi/signature"
 	"github.com/onggi/onggi/snapshot"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -94,8 +95,13 @@ type PullOptions struct {
 	AllPlatforms bool
 	// Referrers brings in what refers to the image, too: signatures, SBOMs.
 	Referrers bool
-	Registry  *registry.Client
-	Progress  func(Progress) // called from several goroutines; may be nil
+	// Policy says which images have to be signed; nil: none. It is held against what the name resolves to, also when the
+	// image is here already, and before anything is unpacked.
+	Policy *signature.Policy
+	// Warn is told what a rule of mode warn finds wrong; may be nil.
+	Warn     func(string)
+	Registry *registry.Client
+	Progress func(Progress) // called from several goroutines; may be nil
 }
 
 // Progress is one event of a transfer. A layer's Downloading and Extracting events come at most every 100 ms.

@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/reference"
 	"github.com/onggi/onggi/registry"
+	"github.com/onggi/onggi/signature"
 	"github.com/onggi/onggi/snapshot"
 	"github.com/onggi/onggi/undo"
 	"github.com/opencontainers/go-digest"
@@ -52,7 +53,14 @@ func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions
 	defer steps.Undo(&err)
 
 	var target ocispec.Descriptor
-	more := o.AllPlatforms || o.Referrers // what an image that is here already may lack
+	rule := o.Policy.Rule(ref)
+	if rule.Require == signature.Reject {
+		if err := o.allowed(ctx, ref); err != nil {
+			return nil, err
+		}
+	}
+	signed := rule.Require == signature.Signed
+	more := o.AllPlatforms || o.Referrers || signed // what an image that is here already may lack
 	if ref.Digest != "" && !more {
 		if img := s.unchanged(ref, ocispec.Descriptor{Digest: ref.Digest}, want); img != nil {
 			return img, nil
@@ -62,11 +70,23 @@ func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions
 	if err := steps.Do("resolve", resolve, nil); err != nil {
 		return nil, err
 	}
-	if img := s.unchanged(ref, target, want); img != nil && !more {
+	img := s.unchanged(ref, target, want)
+	if img != nil && !more {
 		return img, nil
+	}
+	if signed && img != nil {
+		if err := steps.Do("verify", func() error { return o.allowed(ctx, ref, target.Digest, img.Manifest.Digest) }, nil); err != nil {
+			return nil, err
+		}
+		if !o.AllPlatforms && !o.Referrers {
+			return img, nil
+		}
 	}
 
 	b := &bringing{s: s, want: want, explicit: o.Platform != nil, progress: p, names: []string{ref.String()}, complete: "Pull complete"}
+	if signed {
+		b.check = func(ds ...digest.Digest) error { return o.allowed(ctx, ref, ds...) }
+	}
 	if err := b.begin(ctx, steps); err != nil {
 		return nil, err
 	}
@@ -265,7 +285,8 @@ type bringing struct {
 	progress *progress
 	complete string // the last status of a layer
 	lease    *lease
-	above    *smallBlob // the index that this platform's image is from, when it was chosen before
+	check    func(...digest.Digest) error // whether what was found may be brought in; nil: anything
+	above    *smallBlob                   // the index that this platform's image is from, when it was chosen before
 
 	target   ocispec.Descriptor
 	desc     ocispec.Descriptor // the manifest
@@ -297,6 +318,11 @@ func (b *bringing) bring(ctx context.Context, steps *undo.Stack, target ocispec.
 	b.target, b.small = target, nil
 	if err := steps.Do("manifest", func() error { return b.fetchManifest(ctx) }, nil); err != nil {
 		return err
+	}
+	if b.check != nil {
+		if err := steps.Do("verify", func() error { return b.check(b.target.Digest, b.desc.Digest) }, nil); err != nil {
+			return err
+		}
 	}
 	if err := steps.Do("config", func() error { return b.fetchConfig(ctx) }, nil); err != nil {
 		return err

@@ -113,13 +113,15 @@ func (f *inflater) reset() {
 	f.state, f.last, f.o = atBlock, false, 0
 }
 
-// fill reads more input behind what is left. After the end of r it puts padding there.
+// fill reads more input behind what is left. After the end of r it puts padding there. The bytes whose bits have been
+// loaded and may be given back (align) stay in front of it.
 func (f *inflater) fill() {
 	if f.rerr != nil {
 		return
 	}
-	n := copy(f.in, f.in[f.pos:f.end])
-	f.pos, f.end = 0, n
+	loaded := int(f.nb >> 3)
+	f.end = copy(f.in, f.in[f.pos-loaded:f.end])
+	f.pos = loaded
 	for idle := 0; f.end < inSize/2 && f.rerr == nil; {
 		var m int
 		m, f.rerr = f.r.Read(f.in[f.end : inSize-inPad])

@@ -245,3 +245,43 @@ func BenchmarkInflate(b *testing.B) {
 		}
 	}
 }
+
+// TestInflateFlushed reads streams of tiny blocks, each followed by an empty stored one, as programs write that flush
+// often. A block begins and ends in bits that were loaded before the input was read further, and the stored one begins
+// at a byte that is given back from them.
+func TestInflateFlushed(t *testing.T) {
+	for seed := range int64(40) {
+		r := rand.New(rand.NewSource(seed))
+		var z bytes.Buffer
+		w, err := flate.NewWriter(&z, 1+int(seed%9))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []byte
+		for z.Len() < 300<<10 {
+			p := make([]byte, 1+r.Intn(7))
+			for i := range p {
+				p[i] = byte(r.Intn(3))
+			}
+			want = append(want, p...)
+			_, _ = w.Write(p)
+			_ = w.Flush()
+		}
+		_ = w.Close()
+		f := newInflater(iotest.HalfReader(bytes.NewReader(z.Bytes())))
+		var got []byte
+		for {
+			b, err := f.next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatalf("seed %d: after %d bytes: %v", seed, len(got), err)
+			}
+			got = append(got, b...)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("seed %d: %d bytes, want %d, or others", seed, len(got), len(want))
+		}
+	}
+}

@@ -55,7 +55,7 @@ func main() {
 	if b.old != "" {
 		b.old, _ = filepath.Abs(b.old)
 	}
-	b.env = append(os.Environ(), "ONGGI_ROOT="+b.dir("onggi"), "ONGGI_RUN_ROOT="+b.dir("onggi-run"),
+	b.env = append(os.Environ(), "ONGGI_ROOT="+b.dir("onggi"), "ONGGI_RUN_ROOT="+b.run("onggi"),
 		"CONTAINERS_CONF="+b.podmanConf())
 	sections := map[string]func(){
 		"runtime": b.runtime, "exec": b.execs, "engine": b.engine, "phases": b.phases, "hundred": b.hundred,
@@ -118,6 +118,9 @@ func (b *bench) dir(name string) string {
 	must(os.MkdirAll(p, 0o700))
 	return p
 }
+
+// run is a directory for what does not outlive a reboot: in memory, where /run is on every host (scripts/bench mounts it).
+func (b *bench) run(name string) string { return b.dir(filepath.Join("run", name)) }
 
 // podmanConf: this kind of host may not raise hard limits, and podman asks for more by default.
 func (b *bench) podmanConf() string {
@@ -352,7 +355,7 @@ func (b *bench) runtime() {
 		}
 		dir := b.bundle(name, sec, "true")
 		run := func(bin string) []string {
-			return []string{bin, "--root", b.dir("state-" + filepath.Base(bin)), "run", "--bundle", dir, "bench-" + filepath.Base(bin)}
+			return []string{bin, "--root", b.run("state-" + filepath.Base(bin)), "run", "--bundle", dir, "bench-" + filepath.Base(bin)}
 		}
 		b.race(title, b.n*2, aims, append(b.ours("onggi-runtime", "onggi-runtime", run),
 			&contender{name: "crun", argv: run("crun")}, &contender{name: "runc", argv: run("runc")})...)
@@ -374,7 +377,7 @@ func (b *bench) execs() {
 	}
 	var cs []*contender
 	for i, bin := range bins {
-		root, id := b.dir("state-exec"+strconv.Itoa(i)), "bench-exec"+strconv.Itoa(i)
+		root, id := b.run("state-exec"+strconv.Itoa(i)), "bench-exec"+strconv.Itoa(i)
 		cmd := b.command([]string{bin, "--root", root, "run", "--detach", "--bundle", dir, id})
 		err := cmd.Run()
 		c := &contender{name: filepath.Base(bin), err: err}
@@ -444,7 +447,7 @@ func (b *bench) engines() map[string][]string {
 
 func (b *bench) podman(store string) []string {
 	return []string{
-		"podman", "--root", b.dir(store), "--runroot", b.dir(store + "-run"), "--tmpdir", b.dir(store + "-tmp"),
+		"podman", "--root", b.dir(store), "--runroot", b.run(store), "--tmpdir", b.run(store + "-tmp"),
 		"--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "crun",
 	}
 }
@@ -490,7 +493,7 @@ func (b *bench) startDocker(store string, more ...string) ([]string, error) {
 	sock := "unix://" + b.work + "/" + store + ".sock"
 	docker := []string{"docker", "-H", sock}
 	err := b.daemon(store+".log", slices.Concat([]string{
-		"dockerd", "--data-root", b.dir(store), "--exec-root", b.dir(store + "-exec"), "-H", sock,
+		"dockerd", "--data-root", b.dir(store), "--exec-root", b.run(store + "-exec"), "-H", sock,
 		"-p", b.work + "/" + store + ".pid", "--default-ulimit", "nofile=1024:4096", "--insecure-registry", "127.0.0.0/8",
 	}, more),
 		func() bool { return b.command(append(slices.Clone(docker), "version")).Run() == nil })
@@ -501,7 +504,7 @@ func (b *bench) startDocker(store string, more ...string) ([]string, error) {
 func (b *bench) startContainerd(store string) ([]string, error) {
 	dir := b.dir(store)
 	conf, sock := filepath.Join(dir, "config.toml"), filepath.Join(dir, "c.sock")
-	text := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n", dir+"/root", dir+"/state", sock)
+	text := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n", dir+"/root", b.run(store), sock)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
@@ -16,6 +17,7 @@ import (
 	"github.com/onggi/onggi/spec"
 	"github.com/onggi/onggi/undo"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	runspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -401,11 +403,43 @@ func (h *held) writeSpec(tree *view, host spec.Host, volumes, files map[string]s
 	for _, w := range warnings {
 		r.Warnings = appendNew(r.Warnings, w)
 	}
+	if err := followLinks(tree, s.Mounts); err != nil {
+		return err
+	}
 	b, err := spec.Encode(s)
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(e.runDir(r.ID), "config.json"), b, 0o600)
+}
+
+// followLinks moves mounts to the places that the image's links lead to (view.places). What is below another mount is not
+// in the image; and no link leads a mount below another one, such as /proc: the runtime sees to it that a link which does
+// is refused (CVE-2019-19921).
+func followLinks(tree *view, mounts []runspec.Mount) error {
+	below := func(path string) bool {
+		return slices.ContainsFunc(mounts, func(o runspec.Mount) bool {
+			return o.Destination == "/" || strings.HasPrefix(path, strings.TrimSuffix(o.Destination, "/")+"/")
+		})
+	}
+	taken := map[string]bool{}
+	var mine []string
+	for _, m := range mounts {
+		taken[m.Destination] = true
+		if m.Type != "proc" && m.Type != "sysfs" && m.Destination != "/dev" && !below(m.Destination) {
+			mine = append(mine, m.Destination)
+		}
+	}
+	at, err := tree.places(mine)
+	if err != nil {
+		return err
+	}
+	for i, m := range mounts {
+		if p, ok := at[m.Destination]; ok && !below(p) && !taken[p] {
+			mounts[i].Destination = p
+		}
+	}
+	return nil
 }
 
 func appendNew(list []string, s string) []string {

@@ -187,6 +187,89 @@ func descend(dirs []int, name string) (next []int, err error) {
 	return next, nil
 }
 
+// places returns for each path the path that it leads to when the links on its way are followed, as they are inside the
+// tree. What is missing on the way stays as it is written. The runtime makes the place of a mount when it is missing, but
+// not the place that a link leads to: /etc/resolv.conf is a link to a file that only a running systemd has in images made
+// of an installed system.
+func (v *view) places(paths []string) (map[string]string, error) {
+	found := map[string]string{}
+	known := map[string][]int{}
+	defer func() {
+		for _, dirs := range known {
+			for _, d := range dirs {
+				_ = unix.Close(d)
+			}
+		}
+	}()
+	for _, l := range v.layers {
+		d, err := unix.Open(l, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open layer %s: %w", l, err)
+		}
+		known[""] = append(known[""], d)
+	}
+	for _, p := range paths {
+		found[p] = place(known, p)
+	}
+	return found, nil
+}
+
+// place resolves one path. known are the open directories of every resolved path so far.
+func place(known map[string][]int, path string) string {
+	at, rest := "", strings.Split(path, "/")
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = at[:max(0, strings.LastIndexByte(at, '/'))]
+			continue
+		}
+		next := at + "/" + name
+		if to := linkIn(known[at], name); to != "" {
+			if links++; links > 40 { // as the kernel; it will say ELOOP
+				return path
+			}
+			if to[0] == '/' {
+				at = ""
+			}
+			rest = append(strings.Split(to, "/"), rest...)
+			continue
+		}
+		if _, ok := known[next]; !ok {
+			dirs, err := descend(known[at], name)
+			if err != nil { // what only the mounted tree tells
+				return path
+			}
+			known[next] = dirs
+		}
+		at = next
+	}
+	return cmpOr(at, "/")
+}
+
+// linkIn returns where the link of that name leads to, or nothing when the topmost entry of the name is no link.
+func linkIn(dirs []int, name string) string {
+	for _, d := range dirs {
+		var st unix.Stat_t
+		switch err := unix.Fstatat(d, name, &st, unix.AT_SYMLINK_NOFOLLOW); {
+		case err != nil:
+			continue
+		case st.Mode&unix.S_IFMT != unix.S_IFLNK:
+			return ""
+		}
+		b := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(d, name, b)
+		if err != nil {
+			return ""
+		}
+		return string(b[:n])
+	}
+	return ""
+}
+
 func whiteout(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 }
 
 func hasXattr(fd int, name string) bool {

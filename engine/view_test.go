@@ -115,3 +115,33 @@ func TestViewSeesWhatOverlayShows(t *testing.T) {
 		}
 	}
 }
+
+// TestPlaces: a mount goes where the image's links lead, also when nothing is there yet.
+func TestPlaces(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: whiteouts and trusted attributes")
+	}
+	dir := t.TempDir()
+	v := &view{layers: []string{
+		put(t, dir+"/top", map[string]string{"etc/localtime": "-> /usr/share/zoneinfo/UTC", "etc/hosts": "x", "opt": "whiteout", "loop": "-> loop", "up": "-> ../../../../etc"}),
+		put(t, dir+"/low", map[string]string{"etc/resolv.conf": "-> ../run/systemd/resolve/stub.conf", "etc/hosts": "-> /gone", "var/run": "-> /run", "opt": "-> /elsewhere", "deep/a": "-> ../var/run/b"}),
+	}}
+	want := map[string]string{
+		"/etc/resolv.conf": "/run/systemd/resolve/stub.conf", "/etc/localtime": "/usr/share/zoneinfo/UTC", "/etc/hosts": "/etc/hosts",
+		"/var/run/docker.sock": "/run/docker.sock", "/opt/x": "/opt/x", "/loop/x": "/loop/x", "/up/new": "/etc/new", "/deep/a/c": "/run/b/c",
+		"/new/dir": "/new/dir", "/": "/", "/var": "/var",
+	}
+	var paths []string
+	for p := range want {
+		paths = append(paths, p)
+	}
+	got, err := v.places(paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p, w := range want {
+		if got[p] != w {
+			t.Errorf("%s: got %s, want %s", p, got[p], w)
+		}
+	}
+}

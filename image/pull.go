@@ -161,6 +161,14 @@ func pullError(ref reference.Reference, err error) error {
 		return nil
 	}
 	e := &errdefs.Error{Op: "pull", What: ref.Familiar(), Kind: errdefs.KindOf(err), Fix: fixOf(err), Err: err}
+	if e.Fix == "" {
+		switch e.Kind {
+		case errdefs.Corrupt, errdefs.Unavailable:
+			e.Fix = "try again; if it stays so, the registry or its data are damaged"
+		case errdefs.InvalidArgument, errdefs.Unsupported, errdefs.Exhausted:
+			e.Fix = "the image has to be built or pushed again"
+		}
+	}
 	if in, ok := err.(*errdefs.Error); ok && in.What == e.What && in.Why != "" { // it names the image already
 		e.Why, e.Err = in.Why, in.Err
 	}

@@ -27,8 +27,9 @@ const (
 	maxErrorBody  = 16 << 10
 	maxRetryAfter = 60 * time.Second // longer waits are the user's to decide
 	maxBackoff    = 8 * time.Second
-	maxWaiting    = 2 * time.Minute // of all waits between the tries of one request
-	maxAuthRounds = 2               // an answer 401 to the second set of credentials is final
+	maxWaiting    = 2 * time.Minute  // of all waits between the tries of one request
+	patience      = 45 * time.Second // with all tries of one request, without the waits between: then there is no other
+	maxAuthRounds = 2                // an answer 401 to the second set of credentials is final
 )
 
 // request is one question to a registry.
@@ -117,12 +118,16 @@ func (c *Client) do(ctx context.Context, q request) (*response, error) {
 func (c *Client) ask(ctx context.Context, q request, e *endpoint, retries int) (*response, error) {
 	authRounds := 0
 	var waited time.Duration
+	began := time.Now()
 	for try := 0; ; {
 		r, wait, err := c.once(ctx, q, e, &authRounds)
 		if err == nil {
 			return r, nil
 		}
 		if wait < 0 || try >= retries || ctx.Err() != nil || q.once {
+			return nil, err
+		}
+		if time.Since(began)-waited > patience { // it has been asked twice and said nothing
 			return nil, err
 		}
 		if wait == 0 {

@@ -5,8 +5,8 @@
 // into one model. Plain HTTP is used for loopback addresses and where the caller or a rule allows it; never as a
 // fallback from TLS otherwise, and a redirect from TLS to plain HTTP is refused. Every body is bounded and watched: an
 // answer that stalls, or moves slower than MinRate, for StallTimeout ends with an error or is asked for again.
-// Redirects are bounded (10). 429 and 5xx answers are tried again with backoff, at most Retries times and for two minutes
-// of waiting, within the caller's context; a blob that breaks off goes on where it stopped, and so does an upload.
+// Redirects are bounded (10). 429 and 5xx answers are tried again with backoff, at most Retries times, for two minutes of
+// waiting and 45 s of asking, within the caller's context; a blob that breaks off goes on where it stopped, and so does an upload.
 //
 // Authentication (RFC 7235, distribution-spec's token flow) is anonymous, basic, or by bearer token, as the registry
 // asks for it; credentials come from whoever made the client (DockerCredentials and FileCredentials read docker's

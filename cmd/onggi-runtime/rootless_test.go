@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -230,6 +231,13 @@ func TestRootlessWithoutControlGroup(t *testing.T) {
 	if out, code := c.do("run", "a"); code == 0 || !strings.Contains(out, "cgroup") {
 		t.Errorf("a path that the user may not write: %d %s", code, out)
 	}
+	c.change(func(s *runspec.Spec) {
+		s.Linux.CgroupsPath, s.Linux.UIDMappings, s.Linux.GIDMappings = "", nil, nil
+		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n runspec.LinuxNamespace) bool { return n.Type == runspec.UserNamespace })
+	})
+	if out, code := c.do("run", "a"); code == 0 || !strings.Contains(out, "spec --rootless") {
+		t.Errorf("no user namespace: %d %s", code, out)
+	}
 	if got := c.must("list", "-q"); got != "" {
 		t.Errorf("left: %q", got)
 	}
@@ -269,7 +277,8 @@ func TestRootlessDelegated(t *testing.T) {
 	limit, pids := int64(64<<20), int64(30)
 	c.change(func(s *runspec.Spec) {
 		s.Process.Args = []string{"sh", "-c", "cat /proc/self/cgroup; sleep 100"}
-		s.Linux.Resources = &runspec.LinuxResources{Memory: &runspec.LinuxMemory{Limit: &limit}, Pids: &runspec.LinuxPids{Limit: &pids}}
+		s.Linux.Resources = &runspec.LinuxResources{Memory: &runspec.LinuxMemory{Limit: &limit}, Pids: &runspec.LinuxPids{Limit: &pids},
+			Devices: []runspec.LinuxDeviceCgroup{{Access: "rwm"}}}
 	})
 	// The command sits in a group of the user's own, as a session's shell under user@.service does.
 	in := func(args ...string) (string, int) {
@@ -288,8 +297,10 @@ func TestRootlessDelegated(t *testing.T) {
 		b, _ := os.ReadFile(f.Name())
 		return string(b), cmd.ProcessState.ExitCode()
 	}
-	if out, code := in("create", "del"); code != 0 {
+	if out, code := in("--debug", "create", "del"); code != 0 {
 		t.Fatalf("create: %s", out)
+	} else if !strings.Contains(out, "linux.resources.devices is left out") {
+		t.Errorf("no word of the device rules: %s", out)
 	}
 	for f, want := range map[string]string{"memory.max": "67108864", "pids.max": "30"} {
 		if b, err := os.ReadFile(top + "/del/" + f); strings.TrimSpace(string(b)) != want {

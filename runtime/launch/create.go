@@ -44,16 +44,18 @@ type creation struct {
 	grouped   chan error
 	groupErr  error
 	groupOnce bool
-	groupPath string
-	scope     *cgroup.Scope // with systemd's driver
-	alone     bool          // there is no group: this user may make none
-	early     bool          // the image is started while its group is being made
-	born      chan *os.File // the group's cgroup2 directory, as soon as it is there
-	isBorn    bool
-	dry       bool        // only the plan is wanted
-	hooked    bool        // the first hook has been run
-	devices   *netDevices // those that were moved, until Create is done
-	treeFDs   map[int]int // index in spec.Mounts -> prepared tree
+	// groupWarning is told by waitGroup: the group is made in a goroutine of its own.
+	groupWarning string
+	groupPath    string
+	scope        *cgroup.Scope // with systemd's driver
+	alone        bool          // there is no group: this user may make none
+	early        bool          // the image is started while its group is being made
+	born         chan *os.File // the group's cgroup2 directory, as soon as it is there
+	isBorn       bool
+	dry          bool        // only the plan is wanted
+	hooked       bool        // the first hook has been run
+	devices      *netDevices // those that were moved, until Create is done
+	treeFDs      map[int]int // index in spec.Mounts -> prepared tree
 }
 
 // Create makes the container up to the point where its command would be executed. On failure nothing is left. Errors
@@ -327,6 +329,10 @@ func (k *creation) waitGroup() error {
 	}
 	if k.groupErr == nil {
 		k.c.group = k.group
+	}
+	if k.groupWarning != "" {
+		k.warn(k.groupWarning)
+		k.groupWarning = ""
 	}
 	if k.alone {
 		k.c.record.Cgroup = ""

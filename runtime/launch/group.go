@@ -109,7 +109,11 @@ func (k *creation) makeScope() error {
 // asked for and is not done.
 func (k *creation) restrict(devices []runspec.LinuxDeviceCgroup) error {
 	listed := k.spec.Linux.Resources != nil && len(k.spec.Linux.Resources.Devices) > 0
+	before := len(k.group.Skipped())
 	err := k.group.Apply(&runspec.LinuxResources{Devices: devices})
+	if err == nil && listed && len(k.group.Skipped()) > before {
+		k.groupWarning = "linux.resources.devices is left out: this user may not restrict devices, and can make none either"
+	}
 	if err != nil && !listed && (errdefs.Is(err, errdefs.Unsupported) || errdefs.Is(err, errdefs.Forbidden)) {
 		return nil
 	}

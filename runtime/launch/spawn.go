@@ -152,7 +152,11 @@ func cloneImage(a *spawnArgs, exe int) (int, error) {
 	}
 	pid, _, err := sys.Spawn(a.plan.Flags, a.cgroup, ops, status)
 	if err != nil {
-		return 0, &errdefs.Error{Op: "clone", What: "the container's process", Err: err, Why: namespacesOf(a.plan.Flags)}
+		e := &errdefs.Error{Op: "clone", What: "the container's process", Err: err, Why: namespacesOf(a.plan.Flags)}
+		if err == unix.EPERM && a.plan.Flags&unix.CLONE_NEWUSER == 0 && Rootless() {
+			e.Fix = "without root a container needs a user namespace: see onggi-runtime spec --rootless"
+		}
+		return 0, e
 	}
 	if status.Errno != 0 {
 		reap(pid)

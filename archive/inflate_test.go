@@ -285,3 +285,42 @@ func TestInflateFlushed(t *testing.T) {
 		}
 	}
 }
+
+// TestInflateGivesBackBytesAfterAFill: bits that were loaded before the input buffer moved on belong to bytes that a stored
+// block, or the end of a stream, gives back.
+func TestInflateGivesBackBytesAfterAFill(t *testing.T) {
+	for step := 1; step < 40; step += 3 {
+		var want, packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		for i := 0; packed.Len() < 12*inSize; i++ {
+			s := strings.Repeat(fmt.Sprintf("%d-%x ", i, i*i*2654435761), 1+i%step)
+			want.WriteString(s)
+			if _, err := z.Write([]byte(s)); err != nil {
+				t.Fatal(err)
+			}
+			if err := z.Flush(); err != nil { // an empty stored block
+				t.Fatal(err)
+			}
+			if i%97 == 0 { // another member
+				if err := z.Close(); err != nil {
+					t.Fatal(err)
+				}
+				z.Reset(&packed)
+			}
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r, _, err := Decompress(iotest.HalfReader(bytes.NewReader(packed.Bytes())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		if _, err := got.ReadFrom(r); err != nil {
+			t.Fatalf("step %d: %v", step, err)
+		}
+		if !bytes.Equal(got.Bytes(), want.Bytes()) {
+			t.Fatalf("step %d: other data", step)
+		}
+	}
+}

@@ -530,8 +530,10 @@ func openRegular(dir int, name string) (*os.File, error) {
 		return nil, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, &errdefs.Error{Op: "read", What: name, Kind: errdefs.Conflict, Why: "it was exchanged for something else meanwhile",
-			Fix: "stop or pause the container, and try again"}
+		return nil, &errdefs.Error{
+			Op: "read", What: name, Kind: errdefs.Conflict, Why: "it was exchanged for something else meanwhile",
+			Fix: "stop or pause the container, and try again",
+		}
 	}
 	return pathrs.Reopen(p, unix.O_RDONLY)
 }

@@ -289,7 +289,7 @@ func TestInflateFlushed(t *testing.T) {
 // TestInflateGivesBackBytesAfterAFill: bits that were loaded before the input buffer moved on belong to bytes that a stored
 // block, or the end of a stream, gives back.
 func TestInflateGivesBackBytesAfterAFill(t *testing.T) {
-	for step := 1; step < 40; step += 3 {
+	for _, step := range []int{1, 7, 30} {
 		var want, packed bytes.Buffer
 		z := gzip.NewWriter(&packed)
 		for i := 0; packed.Len() < 12*inSize; i++ {

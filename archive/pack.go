@@ -79,8 +79,10 @@ func (p *packer) write(e *differing) error {
 	}
 	dir, base := split(e.path)
 	if strings.HasPrefix(base, whiteoutPrefix) {
-		return &errdefs.Error{Kind: errdefs.InvalidArgument, Why: "a layer would take the name for the deletion of " + quote(strings.TrimPrefix(base, whiteoutPrefix)),
-			Fix: "rename the file: names that begin with .wh. cannot be in an image"}
+		return &errdefs.Error{
+			Kind: errdefs.InvalidArgument, Why: "a layer would take the name for the deletion of " + quote(strings.TrimPrefix(base, whiteoutPrefix)),
+			Fix: "rename the file: names that begin with .wh. cannot be in an image",
+		}
 	}
 	if e.kind == Deleted {
 		return p.whiteout(join(dir, whiteoutPrefix+base))

@@ -58,8 +58,10 @@ func loadLayers(t *testing.T, e *Engine, ref string, env []string, layers ...[]s
 		history = append(history, map[string]any{"created_by": fmt.Sprintf("RUN step %d", i+1)})
 	}
 	history = append(history, map[string]any{"created_by": `CMD ["x"]`, "empty_layer": true})
-	config, err := json.Marshal(map[string]any{"architecture": "amd64", "os": "linux", "config": map[string]any{"Env": env, "Cmd": []string{"x"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs}, "history": history})
+	config, err := json.Marshal(map[string]any{
+		"architecture": "amd64", "os": "linux", "config": map[string]any{"Env": env, "Cmd": []string{"x"}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs}, "history": history,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

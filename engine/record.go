@@ -54,7 +54,7 @@ func (e *Engine) passingLogPath(id string) string { return filepath.Join(e.logsD
 func (e *Engine) namesDir() string                { return filepath.Join(e.o.Root, "names") }
 func (e *Engine) namePath(name string) string     { return filepath.Join(e.o.Root, "names", name) }
 func (e *Engine) snapshotsDir() string            { return filepath.Join(e.o.Root, "snapshots") }
-func (e *Engine) runsDir() string { return filepath.Join(e.o.RunRoot, "containers") }
+func (e *Engine) runsDir() string                 { return filepath.Join(e.o.RunRoot, "containers") }
 
 func (e *Engine) runDir(id string) string      { return filepath.Join(e.o.RunRoot, "containers", id) }
 func (e *Engine) pendingDir() string           { return filepath.Join(e.o.RunRoot, "pending") }

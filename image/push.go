@@ -105,9 +105,8 @@ type pushing struct {
 	progress *progress
 	turns    chan struct{}
 
-	images  []pushed    // one for each platform
-	index   *smallBlob  // above them, or nil
-	extra   []smallBlob // other documents of the index: attestations
+	images  []pushed   // one for each platform
+	index   *smallBlob // above them, or nil
 	mu      sync.Mutex
 	sources map[digest.Digest][]string // which other repositories have a blob; guarded by mu
 	result  PushResult

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/onggi/onggi/content"
 	"github.com/onggi/onggi/errdefs"
@@ -17,6 +19,10 @@ const (
 	minResumable = 8 << 20
 	// maxRange is what is asked for at once. The ranges are taken in order, so that unpacking follows closely.
 	maxRange = 16 << 20
+	// A layer begins with one connection. As long as it moves less than fastEnough in a growEvery, it gets another one, up
+	// to maxFetches: where one connection is not what limits (a registry near by), more of them only cost time.
+	growEvery  = 250 * time.Millisecond
+	fastEnough = 40 << 20
 )
 
 // rangedSource is a source that serves parts of layers.
@@ -83,25 +89,34 @@ func (f *fetching) eachRange(ctx context.Context, w *content.Ingest, desc ocispe
 		once  sync.Once
 		next  = make(chan content.Range)
 	)
-	all := w.Missing(maxRange)
-	for range min(maxFetches, len(all)) {
+	moved := atomic.Int64{}
+	connect := func() {
 		wg.Go(func() {
 			buf := make([]byte, fetchBuffer)
 			for r := range next {
-				if err := f.oneRange(ctx, w, desc, r, buf, step); err != nil {
+				count := func(n int) { moved.Add(int64(n)); step(n) }
+				if err := f.oneRange(ctx, w, desc, r, buf, count); err != nil {
 					once.Do(func() { first = err; cancel(err) })
 					return
 				}
 			}
 		})
 	}
-	for _, r := range all {
+	connect()
+	connected := 1
+	grow := time.NewTicker(growEvery)
+	defer grow.Stop()
+	for all := w.Missing(maxRange); len(all) > 0 && ctx.Err() == nil; {
 		select {
-		case next <- r:
-			continue
+		case next <- all[0]:
+			all = all[1:]
+		case <-grow.C:
+			if moved.Swap(0) < fastEnough && connected < maxFetches {
+				connect()
+				connected++
+			}
 		case <-ctx.Done():
 		}
-		break
 	}
 	close(next)
 	wg.Wait()

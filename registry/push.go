@@ -37,8 +37,8 @@ const (
 
 // PushOptions of PushBlob.
 type PushOptions struct {
-	// From are repositories of the same registry ("team/base") that may have the blob: the registry is asked to take
-	// it from there.
+	// From are repositories of the same registry ("team/base") that may have the blob, the likeliest first: the registry
+	// is asked to take it from that one.
 	From []string
 	// Progress is called with how many bytes the registry has; may be nil.
 	Progress func(int64)
@@ -95,15 +95,14 @@ func (c *Client) PushBlob(ctx context.Context, ref reference.Reference, desc oci
 	if u.progress == nil {
 		u.progress = func(int64) {}
 	}
-	for _, from := range o.From {
-		done, err := u.start(from)
+	if len(o.From) > 0 { // the answer opens an upload: asking for another repository, too, would leave it behind
+		done, err := u.start(o.From[0])
 		if err != nil {
 			return Pushed, "", err
 		}
 		if done {
-			return Mounted, from, nil
+			return Mounted, o.From[0], nil
 		}
-		break // the answer opened an upload: asking for another repository would leave it behind
 	}
 	return Pushed, "", u.send()
 }

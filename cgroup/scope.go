@@ -231,6 +231,19 @@ func (s *Scope) Stop() error {
 	return m.Stop(s.Unit)
 }
 
+// Attach has systemd move a process into the group's scope, which the caller may not do itself without root when the process
+// is not below the user's own groups. Unsupported without a scope.
+func (g *Group) Attach(pid int) error {
+	if g.scope == nil {
+		return &errdefs.Error{Op: "move a process into", What: g.path, Kind: errdefs.Unsupported, Why: "systemd has not made this control group"}
+	}
+	m, err := g.scope.manager()
+	if err != nil {
+		return err
+	}
+	return m.Attach(g.scope.Unit, pid)
+}
+
 // set changes the limits that systemd keeps.
 func (s *Scope) set(l *Layout, r *runspec.LinuxResources) error {
 	m, err := s.manager()

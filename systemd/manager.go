@@ -282,6 +282,17 @@ func (m *Manager) Set(unit string, list []Property) error {
 	return failed("change", unit, err)
 }
 
+// Attach moves processes into a running unit with Delegate=yes. A user's manager asks the system's where it may not move them
+// itself. Forbidden for processes of another user.
+func (m *Manager) Attach(unit string, pids ...int) error {
+	e := &encoder{}
+	e.string(unit)
+	e.string("") // the unit's own group
+	Pids("", pids...).encode(e)
+	_, err := m.call(busName, managerPath, managerIface, "AttachProcessesToUnit", "ssau", e.b)
+	return failed("move a process into", unit, err)
+}
+
 // Kill sends SIGKILL to everything in a unit; one that is not there has nothing.
 func (m *Manager) Kill(unit string) error {
 	e := &encoder{}

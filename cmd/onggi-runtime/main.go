@@ -117,7 +117,8 @@ func usageOf(command, what, why string) error {
 }
 
 func defaultRoot() string {
-	if os.Geteuid() != 0 {
+	// Root of a user namespace is not the host's, unless the user has become root there by name (sudo -u): runc's rule.
+	if launch.Rootless() && (os.Geteuid() != 0 || os.Getenv("USER") != "root") {
 		if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
 			return d + "/onggi-runtime"
 		}

@@ -86,8 +86,7 @@ func (c *commoner) do(args ...string) (out string, code int) {
 	script := "exec setpriv --reuid=54321 --regid=54321 --clear-groups --inh-caps=-all env -i PATH=/usr/bin:/bin XDG_RUNTIME_DIR=" + c.dir + "/run " +
 		c.dir + `/onggi-runtime "$@"`
 	if c.ranges {
-		script = fmt.Sprintf("mount --make-rprivate / && mount --bind %[1]s/passwd /etc/passwd && touch /etc/subuid /etc/subgid && "+
-			"mount --bind %[1]s/subid /etc/subuid && mount --bind %[1]s/subid /etc/subgid && ", c.dir) + script
+		script = c.etc() + script
 	}
 	cmd := exec.Command("unshare", append([]string{"-m", "sh", "-c", script, "sh"}, args...)...)
 	cmd.Dir = c.bundle
@@ -108,6 +107,13 @@ func (c *commoner) do(args ...string) (out string, code int) {
 	}
 	b, _ := os.ReadFile(f.Name())
 	return string(b), code
+}
+
+// etc gives a mount namespace an /etc of its own, in which somebody has a name and subordinate ids.
+func (c *commoner) etc() string {
+	return fmt.Sprintf("set -e; mount --make-rprivate /; mkdir -p %[1]s/etc; mount -t tmpfs etc %[1]s/etc; mkdir %[1]s/etc/upper %[1]s/etc/work; "+
+		"mount -t overlay etc -o lowerdir=/etc,upperdir=%[1]s/etc/upper,workdir=%[1]s/etc/work /etc; "+
+		"cp %[1]s/passwd /etc/passwd; cp %[1]s/subid /etc/subuid; cp %[1]s/subid /etc/subgid; set +e; ", c.dir)
 }
 
 func (c *commoner) must(args ...string) string {
@@ -326,6 +332,34 @@ func TestRootlessDelegated(t *testing.T) {
 	}
 }
 
+// Podman of a user makes the user namespace itself, and the runtime is root in it.
+func TestRootlessPodman(t *testing.T) {
+	c := newCommoner(t)
+	for _, p := range []string{"podman", "newuidmap"} {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Skip(p, " is not installed")
+		}
+	}
+	if err := os.MkdirAll(c.dir+"/home", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(c.dir+"/home", somebody, somebody); err != nil {
+		t.Fatal(err)
+	}
+	podman := "podman --storage-driver vfs --cgroup-manager=cgroupfs --log-level=error --events-backend=file --runtime " + c.dir + "/onggi-runtime "
+	script := c.etc() + "cd " + c.dir + "; exec setpriv --reuid=54321 --regid=54321 --clear-groups env -i HOME=" + c.dir + "/home PATH=/usr/bin:/bin XDG_RUNTIME_DIR=" +
+		c.dir + `/run sh -e -c "$1"`
+	inner := "tar -C bundle/rootfs -cf run/img.tar .; " + podman + "import -q run/img.tar bb:1 >/dev/null; " +
+		podman + "run --rm --network=none bb:1 sh -c 'id -u; cat /proc/self/uid_map | while read a b c; do echo $a $c; done'; " +
+		podman + "run -d --network=none --name x bb:1 sleep 60 >/dev/null; " + podman + "exec x sh -c 'echo $((6*7))'; " + podman + "rm -f -t 0 x >/dev/null; " + podman + "ps -aq; " +
+		"ls run/onggi-runtime; " + podman + "rmi -af >/dev/null; " + podman + "unshare rm -rf home/.local; " + podman + "system migrate"
+	cmd := exec.Command("unshare", "-m", "sh", "-c", script, "sh", inner)
+	out, err := cmd.CombinedOutput()
+	if want := "0\n0 1\n1 65536\n42\n"; err != nil || string(out) != want {
+		t.Errorf("%v: got %q, want %q", err, out, want)
+	}
+}
+
 // With systemd the scope is one of the user's own manager, which asks the system's to move a process that is not below it.
 // The user is an existing one ("games"), because systemd starts a manager for nobody else.
 func TestRootlessUserManager(t *testing.T) {
@@ -399,6 +433,9 @@ func TestRootlessUserManager(t *testing.T) {
 	}
 	if got := do(runtime, "exec", "um", "id", "-u"); got != "0" {
 		t.Errorf("exec: %q", got)
+	}
+	if got := do(runtime, "exec", "um", "sh", "-c", "sleep 1; cat /proc/self/cgroup"); got != "0::/" {
+		t.Errorf("exec is in the group %q of the namespace", got)
 	}
 	do(runtime, "update", "--pids-limit", "40", "um")
 	if got := show("TasksMax"); got != "40" {

@@ -249,11 +249,8 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 		}
 	}
 	pid, err := spawn(a)
-	if err != nil && Rootless() && a.cgroup >= 0 && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
-		// Without privileges a process moves only between groups below one that is the user's; runc goes on as well.
-		if o.Warn != nil {
-			o.Warn("the process is not in the container's control group: this user may not put it there from its own")
-		}
+	outside := err != nil && Rootless() && a.cgroup >= 0 && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM))
+	if outside { // without privileges a process moves only between groups below one that is the user's
 		a.cgroup = -1
 		pid, err = spawn(a)
 	}
@@ -273,6 +270,12 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 		}
 		pid = int(m[1])
 		child.pid = pid
+	}
+	if outside {
+		// systemd can move it, a moment late; where it has not made the group the process stays outside, as with runc.
+		if err := group.Attach(pid); err != nil && o.Warn != nil {
+			o.Warn("the process is not in the container's control group: this user may not put it there from its own")
+		}
 	}
 	proc := &Process{c: c, pid: pid}
 	if mine >= 0 {

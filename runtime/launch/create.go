@@ -38,6 +38,7 @@ type creation struct {
 	console   int // what the image sends the terminal to
 	consoleR  int
 	joined    []plan.Join // open namespaces of the spec
+	netns     int         // the joined network namespace that devices are moved to, or -1
 	newUser   bool
 	ours      map[string]bool // types of joined namespaces that are this process's own
 	group     *cgroup.Group
@@ -63,7 +64,7 @@ type creation struct {
 func Create(ctx context.Context, o Options) (_ *Container, err error) {
 	steps := undo.New("create")
 	k := &creation{
-		Options: o, spec: o.Spec, lock: -1, reportW: -1, controlR: -1, gate: -1, console: -1, consoleR: -1,
+		Options: o, spec: o.Spec, lock: -1, netns: -1, reportW: -1, controlR: -1, gate: -1, console: -1, consoleR: -1,
 		dir: path.Join(o.Root, o.ID),
 	}
 	defer k.closeDevices() // after they are taken back
@@ -156,7 +157,7 @@ func (k *creation) keep(fd int) int {
 
 func (k *creation) close() {
 	k.closeChildEnds()
-	for _, fd := range [...]int{k.consoleR, k.lock} {
+	for _, fd := range [...]int{k.consoleR, k.lock, k.netns} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
@@ -376,7 +377,11 @@ func (k *creation) open() error {
 		if err != nil {
 			return &errdefs.Error{Op: "open", What: string(n.Type) + " namespace " + n.Path, Err: err}
 		}
-		k.keep(fd)
+		if n.Type == runspec.NetworkNamespace && len(k.spec.Linux.NetDevices) > 0 {
+			k.netns = fd // needed longer than until the process has it
+		} else {
+			k.keep(fd)
+		}
 		if t, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || uint64(t) != plan.NamespaceFlag(string(n.Type)) {
 			return &errdefs.Error{
 				Op: "join", What: string(n.Type) + " namespace " + n.Path, Kind: errdefs.InvalidArgument,
@@ -831,7 +836,12 @@ func (k *creation) moveDevices() (err error) {
 	if k.ours[string(runspec.NetworkNamespace)] {
 		return &errdefs.Error{Op: "use the spec's", What: "linux.netDevices", Kind: errdefs.InvalidArgument, Why: "the network namespace is this process's own"}
 	}
-	if k.devices, err = moveDevices(k.c.pid, k.spec.Linux.NetDevices); err != nil {
+	// A namespace that is made is the process's from its first instant; one that is joined perhaps not yet.
+	inside := "/proc/" + strconv.Itoa(k.c.pid) + "/ns/net"
+	if k.netns >= 0 {
+		inside = "/proc/self/fd/" + strconv.Itoa(k.netns)
+	}
+	if k.devices, err = moveDevices(inside, k.spec.Linux.NetDevices); err != nil {
 		if e := k.devices.takeBack(); e != nil {
 			err = errors.Join(err, e)
 		}
@@ -919,7 +929,7 @@ func (k *creation) ready(ctx context.Context) error {
 // Plan compiles what Create would do for o, and makes nothing. Copies (tmpcopyup) and joined namespaces appear with the
 // descriptor numbers that they would have.
 func Plan(o Options) (*plan.Plan, error) {
-	k := &creation{Options: o, spec: o.Spec, lock: -1, consoleR: -1, dir: path.Join(o.Root, o.ID), c: &Container{}, dry: true}
+	k := &creation{Options: o, spec: o.Spec, lock: -1, netns: -1, consoleR: -1, dir: path.Join(o.Root, o.ID), c: &Container{}, dry: true}
 	defer k.close()
 	if err := k.load(); err != nil {
 		return nil, err

@@ -31,14 +31,14 @@ type netDevices struct {
 	moved        []*netDevice
 }
 
-// moveDevices moves the spec's devices into the network namespace of process pid. The result is to be closed, or taken
-// back when it came with an error.
-func moveDevices(pid int, devices map[string]runspec.LinuxNetDevice) (n *netDevices, err error) {
+// moveDevices moves the spec's devices into the network namespace at path. The result is to be closed, or taken back when
+// it came with an error.
+func moveDevices(path string, devices map[string]runspec.LinuxNetDevice) (n *netDevices, err error) {
 	n = &netDevices{host: -1, inside: -1}
 	if n.host, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return n, err
 	}
-	if n.inside, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	if n.inside, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return n, err
 	}
 	if n.out, err = openRoute(n.host); err != nil {

@@ -1,5 +1,7 @@
 package launch
 
+//lint:file-ignore SA1019 Prestart is deprecated, but engines still send it
+
 import (
 	"context"
 	"os"

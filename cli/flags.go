@@ -195,13 +195,10 @@ func (f *containerFlags) config(image string, args []string, given func(string) 
 	return c, nil
 }
 
-// names refuses values that are given and empty, where empty means nothing.
+// names refuses values that are given and empty where that means nothing. What names something may be empty, as docker's
+// scripts have it (--user "$USER_OPTION"): then it counts as not given.
 func (f *containerFlags) names(given func(string) bool) error {
 	for _, x := range []struct{ flag, value string }{
-		{"name", f.name},
-		{"hostname", f.hostname},
-		{"workdir", f.workdir},
-		{"user", f.user},
 		{"memory", f.memory},
 		{"memory-swap", f.memorySwap},
 		{"cpus", f.cpus},
@@ -210,25 +207,48 @@ func (f *containerFlags) names(given func(string) bool) error {
 		{"pids-limit", f.pidsLimit},
 		{"oom-score-adj", f.oomScore},
 		{"shm-size", f.shmSize},
-		{"network", f.network},
-		{"stop-signal", f.stopSignal},
 		{"stop-timeout", f.stopTimeout},
 		{"pull", f.pull},
-		{"platform", f.platform},
-		{"runtime", f.runtime},
-		{"log-driver", f.logDriver},
-		{"cidfile", f.cidfile},
 	} {
 		if given(x.flag) && x.value == "" {
-			return reading("--"+x.flag, "", errorText("the value is empty"))
+			return reading("--"+x.flag, "", &errdefs.Error{Why: "the value is empty", Fix: "give a value, or leave --" + x.flag + " out"})
 		}
 	}
 	for _, g := range f.groupAdd {
 		if g == "" {
-			return reading("--group-add", g, errorText("the value is empty"))
+			return reading("--group-add", g, &errdefs.Error{Why: "the value is empty", Fix: "give a group, or leave --group-add out"})
+		}
+	}
+	for _, s := range f.dnsSearch {
+		if !searchDomain(s) {
+			return reading("--dns-search", s, &errdefs.Error{Why: "it is not a domain", Fix: "for example: --dns-search example.org, or . for none"})
 		}
 	}
 	return nil
+}
+
+// searchDomain reports whether s can stand in resolv.conf's search list as docker checks it: "." for none, or labels of
+// letters, digits, hyphens and underscores, with a letter somewhere.
+func searchDomain(s string) bool {
+	if s == "." {
+		return true
+	}
+	letter := false
+	for label := range strings.SplitSeq(strings.TrimSuffix(s, "."), ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, r := range label {
+			switch {
+			case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z':
+				letter = true
+			case r >= '0' && r <= '9', r == '-', r == '_':
+			default:
+				return false
+			}
+		}
+	}
+	return letter && len(s) <= 255
 }
 
 // errorText is an error that is only text.

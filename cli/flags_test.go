@@ -75,6 +75,7 @@ func TestFlagsBecomeConfig(t *testing.T) {
 		{"--privileged --cap-add SYS_ADMIN --cap-drop ALL --security-opt no-new-privileges --security-opt seccomp=unconfined img", base(func(c *engine.Config) {
 			c.Privileged, c.CapAdd, c.CapDrop, c.NoNewPrivileges, c.Seccomp = true, []string{"SYS_ADMIN"}, []string{"ALL"}, true, "unconfined"
 		})},
+		{"--name= --hostname= --user= --workdir= --network= --stop-signal= --platform= --runtime= --log-driver= --cidfile= img", base(func(*engine.Config) {})},
 		{"--net none --dns 192.0.2.53 --dns-search a.b --dns-opt ndots:1 --add-host x=192.0.2.1 img", base(func(c *engine.Config) {
 			c.Network, c.DNS, c.DNSSearch, c.DNSOptions, c.ExtraHosts = "none", []string{"192.0.2.53"}, []string{"a.b"}, []string{"ndots:1"}, []string{"x:192.0.2.1"}
 		})},
@@ -152,10 +153,11 @@ func TestBadValues(t *testing.T) {
 		{"--log-driver syslog img", "--log-driver=syslog"},
 		{"--log-opt a=b img", "--log-opt=a=b"},
 		{"--log-driver none --log-opt max-size=1m img", "--log-opt="},
-		{"--name= img", "--name="},
-		{"--hostname= img", "--hostname="},
-		{"--user= img", "--user="},
-		{"--cidfile= img", "--cidfile="},
+		{"--memory= img", "--memory="},
+		{"--pull= img", "--pull="},
+		{"--dns-search a/b img", "--dns-search=a/b"},
+		{"--dns-search : img", "--dns-search=:"},
+		{"--dns-search 1.2 img", "--dns-search=1.2"},
 		{"--group-add= img", "--group-add="},
 	} {
 		_, err := parse(t, strings.Fields(c.args)...)

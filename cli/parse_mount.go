@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/csv"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -73,9 +74,12 @@ func parseVolume(s, cwd string) (spec.Mount, error) {
 			}
 			m.NoCopy = true
 		case "z", "Z":
-			return m, fmt.Errorf("%s relabels files for SELinux, which this version does not do", o)
+			if hasSELinux() {
+				return m, fmt.Errorf("%s relabels files for SELinux, which this version does not do", o)
+			}
+			// Where there are no labels there is nothing to relabel.
 		case "cached", "delegated", "consistent":
-			return m, fmt.Errorf("%s has no effect on Linux; leave it out", o)
+			// What they allow a virtual machine's file sharing to delay; here it is one file system, always consistent.
 		default:
 			return m, fmt.Errorf("there is no mount option %q", o)
 		}
@@ -306,4 +310,10 @@ func parseTmpfs(s string) (spec.Mount, error) {
 		return m, fmt.Errorf("it cannot be both ro and rw")
 	}
 	return m, nil
+}
+
+// hasSELinux reports whether this host's kernel labels files.
+var hasSELinux = func() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
 }

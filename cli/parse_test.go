@@ -132,6 +132,7 @@ func TestParseVolume(t *testing.T) {
 		"/a:/b:rw,rslave":    {Type: "bind", Source: "/a", Target: "/b", Propagation: "rslave", CreateSource: true},
 		"data:/b:nocopy,ro":  {Type: "volume", Source: "data", Target: "/b", NoCopy: true, ReadOnly: true},
 		"d-1_x.y:/b":         {Type: "volume", Source: "d-1_x.y", Target: "/b"},
+		"/a:/b:cached":       {Type: "bind", Source: "/a", Target: "/b", CreateSource: true},
 		"/a:/b/c d":          {Type: "bind", Source: "/a", Target: "/b/c d", CreateSource: true},
 		"/\xed\x95\x9c:/etc": {Type: "bind", Source: "/\xed\x95\x9c", Target: "/etc", CreateSource: true},
 	} {
@@ -140,11 +141,17 @@ func TestParseVolume(t *testing.T) {
 			t.Errorf("parseVolume(%q): %v\n%s", s, err, d)
 		}
 	}
+	defer func(old func() bool) { hasSELinux = old }(hasSELinux)
+	hasSELinux = func() bool { return false }
+	if m, err := parseVolume("/a:/b:ro,z", "/cwd"); err != nil || !m.ReadOnly {
+		t.Errorf("z where there is no SELinux: %+v, %v", m, err)
+	}
+	hasSELinux = func() bool { return true }
 	for s, want := range map[string]string{
 		"": "missing", ":": "before the first colon", ":/b": "before the first colon", "a": "not absolute", "data:": "missing", "/a:b": "not absolute",
 		"/a:/b:": "last colon", "/a:/b:xx": "no mount option", "/a:/b:ro:rw": "three parts", "/": "cannot be /", "/a:/": "cannot be /", "/a:/..": "cannot be /",
 		"/a:/b:ro,rw": "more than once", "/a:/b:rslave,rshared": "two propagations", "d1:/b:rslave": "for host paths", "/a:/b:nocopy": "for volumes",
-		"/a:/b:z": "SELinux", "/a:/b:cached": "no effect", "~/x:/b": "expanded", "-x:/b": "neither a path nor", "a b:/c": "neither a path nor", "x:/b": "two letters",
+		"/a:/b:z,Z": "SELinux", "~/x:/b": "expanded", "-x:/b": "neither a path nor", "a b:/c": "neither a path nor", "x:/b": "two letters",
 		"/a:/b\x00": "null byte",
 	} {
 		if got, err := parseVolume(s, "/cwd"); err == nil || !strings.Contains(err.Error(), want) {

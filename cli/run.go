@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -57,6 +58,9 @@ Exit codes besides the container's own:
 		r := &running{app: a, name: args[0], rm: f.rm, sigProxy: sigProxy && !f.tty, timing: timing, pidfile: pidfile}
 		if c.Flags().Changed("pidfile") && pidfile == "" {
 			return reading("--pidfile", "", errorText("the value is empty"))
+		}
+		if err := writable("--pidfile", pidfile); err != nil {
+			return exitWith(err)
 		}
 		cfg, err := f.config(args[0], args[1:], c.Flags().Changed)
 		if err != nil {
@@ -616,4 +620,18 @@ func (r *running) gaveUp() syscall.Signal {
 // phases prints how long each phase took, with a bar for its place in time.
 func (a *app) phases(w *os.File, spans []undo.Span) {
 	_, _ = w.WriteString(phaseTable(spans, a.paint(w)))
+}
+
+// writable refuses the name of a file that could not be written later, when the container runs already.
+func writable(flag, path string) error {
+	if path == "" {
+		return nil
+	}
+	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
+		return reading(flag, path, &errdefs.Error{Why: "it is a directory", Fix: "name a file in it"})
+	}
+	if fi, err := os.Stat(filepath.Dir(path)); err != nil || !fi.IsDir() {
+		return reading(flag, path, &errdefs.Error{Why: "there is no directory " + filepath.Dir(path), Fix: "name a file in a directory that exists and can be written"})
+	}
+	return nil
 }

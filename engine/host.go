@@ -181,7 +181,10 @@ func devicesAt(path string, found map[string]runspec.LinuxDevice) error {
 			return nil
 		}
 		if err != nil {
-			return err
+			return &errdefs.Error{
+				Op: "use", What: "--device " + path, Kind: errdefs.InvalidArgument, Why: "its devices cannot be listed", Err: err,
+				Fix: "name a device, or a directory of devices such as /dev/snd",
+			}
 		}
 		if d.IsDir() {
 			switch p { // other containers' terminals and memory are none of this one's devices

@@ -76,7 +76,7 @@ func Open(o Options) (*Engine, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return e, nil
 	case err != nil:
-		return nil, err
+		return nil, &errdefs.Error{Op: "open", What: "the store " + o.Root, Kind: errdefs.KindOf(err), Err: err, Fix: "choose another directory with --root"}
 	}
 	if v, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || v > storeVersion {
 		return nil, &errdefs.Error{
@@ -114,7 +114,7 @@ func (e *Engine) makeLocked() error {
 		}
 	}
 	if err := os.MkdirAll(e.runsDir(), 0o700); err != nil {
-		return err
+		return &errdefs.Error{Op: "use", What: "the run root " + e.o.RunRoot, Kind: errdefs.KindOf(err), Err: err, Fix: "choose another directory with --run-root"}
 	}
 	e.made = true
 	return nil

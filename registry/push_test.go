@@ -140,7 +140,7 @@ func TestPushBlob(t *testing.T) {
 		"stores something else": {func(u *uploads) func(http.ResponseWriter, *http.Request, int) bool {
 			return func(w http.ResponseWriter, r *http.Request, _ int) bool {
 				if r.Method == http.MethodPut {
-					u.data[7] ^= 1
+					u.data[7] = 0 // also when the request is sent twice
 				}
 				return false
 			}

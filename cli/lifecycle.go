@@ -132,6 +132,9 @@ container's monitor runs this when no client does. Running it again changes noth
 		if err != nil {
 			return err
 		}
-		return e.Cleanup(c.Context(), args[0])
+		if err := e.Cleanup(c.Context(), args[0]); err != nil {
+			return err
+		}
+		return e.SweepTrash(c.Context()) // nobody waits for this process
 	}
 }

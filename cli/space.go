@@ -72,7 +72,8 @@ func buildDf(a *app, c *cobra.Command) {
 	c.Use = "df [FLAGS]"
 	c.Long = `Show what takes how much of the disk, in blocks as du counts them: the sizes add up to what "du -s" says of the root
 directory. Images are their blobs and unpacked layers, each once however many images share it; Trash is what rmi and prune
-have removed and undo can bring back; Store is records, indexes and locks.`
+have removed and undo can bring back; Downloads is what is here of pulls that were broken off; Store is records, indexes and
+locks.`
 	c.Example = `  onggi system df
   onggi system df -v
   onggi system df --format '{{.Type}} {{.Bytes}}'`
@@ -150,6 +151,9 @@ func dfRows(u *engine.Usage) []dfRow {
 		}
 	}
 	rows = append(rows, row("Local Volumes", len(u.Volumes), used, size, free), row("Trash", len(u.Removals), 0, u.TrashBytes, u.TrashBytes))
+	if u.Partial > 0 {
+		rows = append(rows, row("Downloads", u.Partials, 0, u.Partial, u.Partial))
+	}
 	if u.Unowned > 0 {
 		rows = append(rows, row("Unowned", 0, 0, u.Unowned, u.Unowned))
 	}
@@ -196,8 +200,8 @@ func dfVerbose(u *engine.Usage, now time.Time) string {
 		{"UNTIL", func(r engine.RemovalUsage) string { return r.Expires.Local().Format(time.DateTime) }},
 		{"UNIQUE SIZE", func(r engine.RemovalUsage) string { return humanSize(r.Size, 4) }},
 	}))
-	fmt.Fprintf(&b, "\nTotal: %d bytes in %s: images %d, trash %d, the store's own files %d, without an owner %d.\n",
-		u.Total, u.Root, u.ImageBytes, u.TrashBytes, u.Store, u.Unowned)
+	fmt.Fprintf(&b, "\nTotal: %d bytes in %s: images %d, trash %d, broken downloads %d, the store's own files %d, without an owner %d.\n",
+		u.Total, u.Root, u.ImageBytes, u.TrashBytes, u.Partial, u.Store, u.Unowned)
 	for _, p := range u.Unknown {
 		fmt.Fprintf(&b, "Not Onggi's: %s\n", printable(p))
 	}
@@ -280,7 +284,8 @@ func buildSystemPrune(a *app, c *cobra.Command) {
 	c.Use = "prune [FLAGS]"
 	c.Long = `Remove containers that do not run and images that have no name and no container; with -a all images that no container
 uses. What will go is listed first. Containers and images go to the trash, from where "onggi undo" brings them back until
-their time is over (onggi system limits) or space is needed; volumes are deleted. What killed commands left goes, too.`
+their time is over (onggi system limits) or space is needed; volumes are deleted. Downloads that were broken off, and what
+killed commands left, go too.`
 	c.Example = `  onggi system prune
   onggi system prune -a -f
   onggi system prune --trash                    give back the space of what was removed before`
@@ -393,6 +398,9 @@ func planText(p *engine.Plan) (string, int64) {
 		total -= r.Size // several may share layers
 	}
 	total += p.TrashBytes
+	if p.Partial > 0 {
+		line("downloads", fmt.Sprintf("%d that were broken off", p.Partials), p.Partial, "")
+	}
 	if p.Unowned > 0 {
 		line("leftovers", "of killed commands", p.Unowned, "")
 	}

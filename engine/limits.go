@@ -84,12 +84,26 @@ func (e *Engine) SetLimits(l Limits) error {
 // guard is image.Guard.
 type guard struct{ e *Engine }
 
-// Room is NoSpace when the quota or the reserve would be broken by more bytes. The trash is emptied before that is said.
+// Room is NoSpace when the quota or the reserve would be broken by more bytes. Broken transfers are dropped and the trash is emptied before that is said.
 func (g guard) Room(ctx context.Context, more int64) error {
 	e := g.e
+	if err := e.SweepTrash(ctx); err != nil {
+		return err
+	}
 	err := e.fits(more)
 	if !errdefs.Is(err, errdefs.NoSpace) {
 		return err
+	}
+	// What is of no use but to save time goes first: transfers that were broken off. Those that run stay.
+	c, cerr := e.content()
+	if cerr != nil {
+		return cerr
+	}
+	if derr := c.DropPartials(ctx, 0); derr != nil {
+		return derr
+	}
+	if err = e.fits(more); err == nil {
+		return nil
 	}
 	list, lerr := e.Removals()
 	if lerr != nil || len(list) == 0 {

@@ -120,7 +120,7 @@ func (e *Engine) makeLocked() error {
 	return nil
 }
 
-// content returns the blob store, which lies in the same OCI layout as the images' index.
+// contentLocked returns the blob store, which lies in the same OCI layout as the images' index.
 func (e *Engine) contentLocked() (*content.Store, error) {
 	if e.contents == nil {
 		if err := e.makeLocked(); err != nil {
@@ -133,6 +133,13 @@ func (e *Engine) contentLocked() (*content.Store, error) {
 		e.contents = c
 	}
 	return e.contents, nil
+}
+
+// content is contentLocked for who does not hold the lock.
+func (e *Engine) content() (*content.Store, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.contentLocked()
 }
 
 // snapshot returns the store of layers and writable layers.

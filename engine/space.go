@@ -31,6 +31,8 @@ type Usage struct {
 	ImageBytes int64 // of all blobs and layers that an image needs
 	TrashBytes int64 // of what only the trash needs, its records included
 	Store      int64 // records, indexes, locks and directories of the store itself
+	Partials   int   // transfers that were broken off and can be resumed, and those that run
+	Partial    int64 // what of them is on the disk
 	Unowned    int64 // of what no record needs, or what is just coming in; system prune removes what is not
 	Unknown    []string
 	Total      int64
@@ -99,6 +101,8 @@ func ownerOf(rel string) (o owner, all bool) {
 			return owner{"trash", p[2]}, true
 		case len(p) == 2 && p[1] == "ingest":
 			return store, false
+		case len(p) > 2 && p[1] == "ingest" && (strings.HasSuffix(p[2], ".part") || strings.Contains(p[2], ".map")):
+			return owner{"partial", ""}, true
 		case len(p) > 2 && p[1] == "ingest":
 			return owner{"coming", ""}, true
 		case len(p) == 4 && p[1] == "blobs":
@@ -255,7 +259,7 @@ func (e *Engine) Usage(ctx context.Context) (*Usage, error) {
 		delete(l.of, owner{kind, name})
 		return n
 	}
-	u.Store = of("store", "")
+	u.Store, u.Partial = of("store", ""), of("partial", "")
 
 	records, err := e.records()
 	if err != nil {
@@ -283,6 +287,17 @@ func (e *Engine) Usage(ctx context.Context) (*Usage, error) {
 	removals, err := e.Removals()
 	if err != nil {
 		return nil, err
+	}
+	if u.Partial > 0 {
+		c, err := e.content()
+		if err != nil {
+			return nil, err
+		}
+		list, err := c.Partials()
+		if err != nil {
+			return nil, err
+		}
+		u.Partials = len(list)
 	}
 	trash := map[string][]digest.Digest{}
 	if exists(filepath.Join(e.o.Root, "images")) {
@@ -397,12 +412,14 @@ type Plan struct {
 	Images     []ImageUsage
 	Removals   []RemovalUsage // of the trash
 	TrashBytes int64          // of all of them together
+	Partials   int            // broken transfers; those that run stay
+	Partial    int64
 	Unowned    int64
 }
 
 // Empty says that there is nothing to do.
 func (p *Plan) Empty() bool {
-	return len(p.Containers)+len(p.Volumes)+len(p.Images)+len(p.Removals) == 0 && p.Unowned == 0
+	return len(p.Containers)+len(p.Volumes)+len(p.Images)+len(p.Removals) == 0 && p.Unowned+p.Partial == 0
 }
 
 // PruneOptions say what a prune removes.
@@ -412,7 +429,7 @@ type PruneOptions struct {
 	AllImages  bool // those with a name, too
 	Volumes    bool // anonymous ones that no container uses
 	Trash      bool // what earlier removals left in the trash
-	Unowned    bool
+	Unowned    bool // what nobody needs, and transfers that were broken off
 	// Until: only what was made before; zero is everything. Label: only what has (or with a leading "!" has not) the label
 	// KEY or KEY=VALUE; all of them must be so.
 	Until time.Time
@@ -470,7 +487,7 @@ func (e *Engine) PlanPrune(ctx context.Context, o PruneOptions) (*Plan, error) {
 		p.Removals, p.TrashBytes = u.Removals, u.TrashBytes
 	}
 	if o.Unowned {
-		p.Unowned = u.Unowned
+		p.Unowned, p.Partials, p.Partial = u.Unowned, u.Partials, u.Partial
 	}
 	return p, nil
 }
@@ -520,6 +537,13 @@ func (e *Engine) Prune(ctx context.Context, p *Plan, to *Removal) ([]image.Remov
 		errs = append(errs, e.EmptyTrash(ctx, func(r *Removal) bool {
 			return slices.ContainsFunc(p.Removals, func(x RemovalUsage) bool { return x.ID == r.ID })
 		}))
+	}
+	if p.Partial > 0 {
+		c, err := e.content()
+		if err == nil {
+			err = c.DropPartials(ctx, 0)
+		}
+		errs = append(errs, err)
 	}
 	if p.Unowned > 0 || to == nil {
 		errs = append(errs, e.Sweep(ctx))

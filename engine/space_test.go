@@ -81,7 +81,7 @@ func TestUsageIsWhatDuSays(t *testing.T) {
 		if u.Total != want {
 			t.Errorf("%s: the ledger has %d bytes, du %d", when, u.Total, want)
 		}
-		sum := u.ImageBytes + u.TrashBytes + u.Store + u.Unowned
+		sum := u.ImageBytes + u.TrashBytes + u.Store + u.Unowned + u.Partial
 		for _, c := range u.Containers {
 			sum += c.Size()
 		}
@@ -155,6 +155,26 @@ func TestUsageIsWhatDuSays(t *testing.T) {
 	if u := check("a file of somebody else's"); u.Unowned < 20_000 || len(u.Unknown) != 1 || u.Unknown[0] != "stray" {
 		t.Errorf("%d %v", u.Unowned, u.Unknown)
 	}
+	// A transfer that was broken off belongs to itself, until it is resumed or pruned.
+	half := filepath.Join(root, "images", "ingest", "sha256-"+strings.Repeat("a", 64))
+	for _, suffix := range []string{".part", ".map"} {
+		if err := os.WriteFile(half+suffix, make([]byte, 30_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u := check("a broken transfer"); u.Partials != 1 || u.Partial < 60_000 {
+		t.Errorf("%d %d", u.Partials, u.Partial)
+	}
+	plan, err := e.PlanPrune(ctx, PruneOptions{Unowned: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Prune(ctx, plan, to); err != nil {
+		t.Fatal(err)
+	}
+	if u := check("without it"); u.Partials != 0 || u.Partial != 0 {
+		t.Errorf("%d %d", u.Partials, u.Partial)
+	}
 	if _, err := e.Undo(ctx, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +186,7 @@ func TestUsageIsWhatDuSays(t *testing.T) {
 	if err := e.DiscardContainer(ctx, "box", to); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Sweep(ctx); err != nil {
+	if err := e.SweepTrash(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if u := check("after its time"); len(u.Removals) != 0 || exists(filepath.Join(e.snapshotsDir(), "containers", box.ID)) {

@@ -501,7 +501,9 @@ func (f *fetching) all(ctx context.Context, order []int) error {
 func (f *fetching) commit(ctx context.Context) error {
 	var size int64
 	for _, w := range f.blobs {
-		size += w.Size()
+		if !w.Resumable() { // it has a name on the disk, and is counted there
+			size += w.Size()
+		}
 	}
 	if len(f.batch.Missing()) > 0 {
 		if err := f.s.room(ctx, size); err != nil {

@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -170,5 +171,24 @@ func TestCgroupOwnership(t *testing.T) {
 		if out, _, err := h.run(h.options(s)); err != nil || out != c.want {
 			t.Errorf("%s: got %q (%v), want %q", c.name, out, err, c.want)
 		}
+	}
+}
+
+func TestSystemdDeleteAfterKillAtEachStep(t *testing.T) {
+	h := newHost(t)
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		t.Skip("no systemd runs here")
+	}
+	s := h.spec("sleep 100")
+	s.Linux.CgroupsPath = "onggi-test.slice:onggi-test:killed"
+	h.killAtEachStep(s, "killed", "--systemd-cgroup")
+	out, _ := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", "onggi-test-*.scope").Output()
+	if len(out) > 0 {
+		t.Errorf("units are left: %s", out)
+	}
+	_ = exec.Command("systemctl", "stop", "onggi-test.slice", "onggi.slice").Run()
+	dirs, _ := filepath.Glob("/sys/fs/cgroup/onggi.slice/onggi-test.slice/*.scope")
+	if len(dirs) > 0 {
+		t.Errorf("control groups are left: %v", dirs)
 	}
 }

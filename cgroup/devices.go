@@ -44,7 +44,7 @@ func DefaultDevices() []runspec.LinuxDeviceCgroup {
 		rule("c", -1, -1, "m"), rule("b", -1, -1, "m"),
 		rule("c", 1, 3, "rwm"), rule("c", 1, 5, "rwm"), rule("c", 1, 7, "rwm"), // null zero full
 		rule("c", 1, 8, "rwm"), rule("c", 1, 9, "rwm"), // random urandom
-		rule("c", 5, 0, "rwm"), rule("c", 5, 1, "rwm"), rule("c", 5, 2, "rwm"), // tty console ptmx
+		rule("c", 5, 0, "rwm"), rule("c", 5, 2, "rwm"), // tty ptmx; 5:1 would be the host's console: a container's is a pts
 		rule("c", 136, -1, "rwm"), // pts
 	}
 }

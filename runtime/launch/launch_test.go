@@ -162,6 +162,9 @@ func (h *host) nothingLeft(id string) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(filepath.Dir(built))
+	}
 	for _, g := range []string{"/sys/fs/cgroup/*/onggi-test-", "/sys/fs/cgroup/onggi-test-"} {
 		dirs, _ := filepath.Glob(g + strconv.Itoa(os.Getpid()))
 		for _, d := range dirs {
@@ -885,12 +888,22 @@ func runtimeBinary(t *testing.T) string {
 	if d := os.Getenv("ONGGI_TEST_BIN"); d != "" {
 		return filepath.Join(d, "onggi-runtime")
 	}
-	bin := filepath.Join(t.TempDir(), "onggi-runtime")
-	if out, err := exec.Command("go", "build", "-tags", "faults", "-o", bin, "github.com/onggi/onggi/cmd/onggi-runtime").CombinedOutput(); err != nil {
-		t.Fatalf("cannot build the runtime: %v %s", err, out)
+	if built == "" {
+		dir, err := os.MkdirTemp("/var/tmp", "onggi-launch-bin-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		bin := filepath.Join(dir, "onggi-runtime")
+		if out, err := exec.Command("go", "build", "-tags", "faults", "-o", bin, "github.com/onggi/onggi/cmd/onggi-runtime").CombinedOutput(); err != nil {
+			_ = os.RemoveAll(dir)
+			t.Fatalf("cannot build the runtime: %v %s", err, out)
+		}
+		built = bin
 	}
-	return bin
+	return built
 }
+
+var built string // removed by TestMain
 
 // TestWhereMemfdsMayNotBeExecuted uses that vm.memfd_noexec belongs to a pid namespace.
 func TestWhereMemfdsMayNotBeExecuted(t *testing.T) {

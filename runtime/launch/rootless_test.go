@@ -1,4 +1,4 @@
-package main
+package launch
 
 import (
 	"encoding/json"
@@ -35,7 +35,7 @@ func newCommoner(t *testing.T) *commoner {
 	if err != nil {
 		t.Skip("busybox-static is not installed")
 	}
-	bin, err := os.ReadFile(binary(t))
+	bin, err := os.ReadFile(runtimeBinary(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -156,4 +157,65 @@ func TestDamagedTrash(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+}
+
+// TestTrashAndPullsAtOnce discards, restores, empties, sweeps, checks and pulls images that share a layer, all at once, in
+// several stores on one directory, as processes have them: who has an image has all of it.
+func TestTrashAndPullsAtOnce(t *testing.T) {
+	first, f := root(t), newFake(t)
+	base := layerOf(ocispec.MediaTypeImageLayerGzip, file{"base", strings.Repeat("base", 1000)})
+	for _, n := range []string{"0", "1", "2"} {
+		f.add("v"+n, imageOf("amd64", base, layerOf(ocispec.MediaTypeImageLayerGzip, file{"n", n})))
+	}
+	var wg sync.WaitGroup
+	for _, n := range []string{"0", "1", "2"} {
+		wg.Go(func() {
+			s, ref := openRoot(t, first.rootDir()), f.ref(t, "v"+n)
+			for range 12 {
+				img, err := pull(t, s, ref)
+				if err != nil {
+					t.Errorf("pull: %v", err)
+					return
+				}
+				to := Disposal{ID: NewTrashID(), Expires: time.Now().Add(time.Hour)}
+				if _, err := s.Discard(bg, ref.String(), false, nil, to); err != nil {
+					t.Errorf("discard: %v", err)
+				}
+				if _, err := s.Restore(bg, to.ID); err != nil {
+					if !errdefs.Is(err, errdefs.NotFound) { // somebody emptied the trash
+						t.Errorf("restore: %v", err)
+					}
+					continue
+				}
+				for i, d := range img.DiffIDs {
+					if _, err := s.snapshots.Layer(d); err != nil {
+						t.Errorf("the image lost its layer %d: %v", i, err)
+					}
+				}
+				if got := read(t, s, img, "n"); got != n {
+					t.Errorf("it says %q, want %q", got, n)
+				}
+			}
+		})
+	}
+	for _, f := range []func(*Store) error{
+		func(s *Store) error { return s.Sweep(bg) },
+		func(s *Store) error { return s.EmptyTrash(bg, all) },
+		func(s *Store) error { _, err := s.Check(bg, CheckOptions{}); return err },
+	} {
+		wg.Go(func() {
+			s := openRoot(t, first.rootDir())
+			for range 12 {
+				if err := f(s); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	_, err := first.Prune(bg, func(*Image) bool { return true }, nil, nil)
+	must(t, err)
+	must(t, first.EmptyTrash(bg, all))
+	must(t, first.Sweep(bg))
+	wantNothing(t, first)
 }

@@ -150,7 +150,7 @@ func dfRows(u *engine.Usage) []dfRow {
 			free += v.Size
 		}
 	}
-	rows = append(rows, row("Local Volumes", len(u.Volumes), used, size, free), row("Trash", len(u.Removals), 0, u.TrashBytes, u.TrashBytes))
+	rows = append(rows, row("Local Volumes", len(u.Volumes), used, size, free), row("Build Cache", u.Steps, 0, u.Build, u.Build), row("Trash", len(u.Removals), 0, u.TrashBytes, u.TrashBytes))
 	if u.Partial > 0 {
 		rows = append(rows, row("Downloads", u.Partials, 0, u.Partial, u.Partial))
 	}
@@ -200,8 +200,8 @@ func dfVerbose(u *engine.Usage, now time.Time) string {
 		{"UNTIL", func(r engine.RemovalUsage) string { return r.Expires.Local().Format(time.DateTime) }},
 		{"UNIQUE SIZE", func(r engine.RemovalUsage) string { return humanSize(r.Size, 4) }},
 	}))
-	fmt.Fprintf(&b, "\nTotal: %d bytes in %s: images %d, trash %d, broken downloads %d, the store's own files %d, without an owner %d.\n",
-		u.Total, u.Root, u.ImageBytes, u.TrashBytes, u.Partial, u.Store, u.Unowned)
+	fmt.Fprintf(&b, "\nTotal: %d bytes in %s: images %d, build cache %d, trash %d, broken downloads %d, the store's own files %d, without an owner %d.\n",
+		u.Total, u.Root, u.ImageBytes, u.Build, u.TrashBytes, u.Partial, u.Store, u.Unowned)
 	for _, p := range u.Unknown {
 		fmt.Fprintf(&b, "Not Onggi's: %s\n", printable(p))
 	}

@@ -95,7 +95,7 @@ func (g guard) Room(ctx context.Context, more int64) error {
 		return err
 	}
 	// What is of no use but to save time goes first: transfers that were broken off. Those that run stay.
-	c, cerr := e.content()
+	c, cerr := e.Content()
 	if cerr != nil {
 		return cerr
 	}

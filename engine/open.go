@@ -135,13 +135,6 @@ func (e *Engine) contentLocked() (*content.Store, error) {
 	return e.contents, nil
 }
 
-// content is contentLocked for who does not hold the lock.
-func (e *Engine) content() (*content.Store, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.contentLocked()
-}
-
 // snapshot returns the store of layers and writable layers.
 func (e *Engine) snapshot() (*snapshot.Store, error) {
 	e.mu.Lock()

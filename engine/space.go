@@ -31,6 +31,8 @@ type Usage struct {
 	ImageBytes int64 // of all blobs and layers that an image needs
 	TrashBytes int64 // of what only the trash needs, its records included
 	Store      int64 // records, indexes, locks and directories of the store itself
+	Steps      int   // of the build cache
+	Build      int64 // of the build cache: its own files, and layers and blobs that no image needs
 	Partials   int   // transfers that were broken off and can be resumed, and those that run
 	Partial    int64 // what of them is on the disk
 	Unowned    int64 // of what no record needs, or what is just coming in; system prune removes what is not
@@ -140,12 +142,14 @@ func ownerOf(rel string) (o owner, all bool) {
 			return owner{"record", p[1]}, true
 		}
 		return store, false
-	case "logs":
+	case "logs": // of containers whose records are in the run root
 		if len(p) == 1 {
 			return store, false
 		}
 		id, _, _ := strings.Cut(p[1], ".")
 		return owner{"log", id}, true
+	case "build":
+		return owner{"build", ""}, true
 	case "trash":
 		if len(p) == 1 {
 			return store, false
@@ -289,7 +293,7 @@ func (e *Engine) Usage(ctx context.Context) (*Usage, error) {
 		return nil, err
 	}
 	if u.Partial > 0 {
-		c, err := e.content()
+		c, err := e.Content()
 		if err != nil {
 			return nil, err
 		}
@@ -299,6 +303,7 @@ func (e *Engine) Usage(ctx context.Context) (*Usage, error) {
 		}
 		u.Partials = len(list)
 	}
+	u.Build = of("build", "")
 	trash := map[string][]digest.Digest{}
 	if exists(filepath.Join(e.o.Root, "images")) {
 		if trash, err = e.imageUsage(ctx, u, l, made); err != nil {
@@ -388,7 +393,25 @@ func (e *Engine) imageUsage(ctx context.Context, u *Usage, l *ledger, made map[d
 			delete(l.of, owner{"layer", string(d)})
 		}
 	}
-	return trash, nil
+	if !exists(e.buildDir()) {
+		return trash, nil
+	}
+	built, err := e.builtLayers()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range built {
+		u.Build += size(d)
+		delete(l.of, owner{"blob", string(d)})
+		delete(l.of, owner{"layer", string(d)})
+	}
+	c, err := e.BuildCache()
+	if err != nil {
+		return nil, err
+	}
+	records, err := c.List()
+	u.Steps = len(records)
+	return trash, err
 }
 
 // exclusive is the bytes that only the removal id needs.
@@ -539,7 +562,7 @@ func (e *Engine) Prune(ctx context.Context, p *Plan, to *Removal) ([]image.Remov
 		}))
 	}
 	if p.Partial > 0 {
-		c, err := e.content()
+		c, err := e.Content()
 		if err == nil {
 			err = c.DropPartials(ctx, 0)
 		}

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/onggi/onggi/build/cache"
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/reference"
 )
@@ -81,7 +83,7 @@ func TestUsageIsWhatDuSays(t *testing.T) {
 		if u.Total != want {
 			t.Errorf("%s: the ledger has %d bytes, du %d", when, u.Total, want)
 		}
-		sum := u.ImageBytes + u.TrashBytes + u.Store + u.Unowned + u.Partial
+		sum := u.ImageBytes + u.TrashBytes + u.Store + u.Unowned + u.Partial + u.Build
 		for _, c := range u.Containers {
 			sum += c.Size()
 		}
@@ -154,6 +156,45 @@ func TestUsageIsWhatDuSays(t *testing.T) {
 	}
 	if u := check("a file of somebody else's"); u.Unowned < 20_000 || len(u.Unknown) != 1 || u.Unknown[0] != "stray" {
 		t.Errorf("%d %v", u.Unowned, u.Unknown)
+	}
+	// A step of a build keeps a layer that no image has.
+	images, err := e.Images()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold, err := images.Hold(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, layer, err := images.AddLayer(ctx, hold, func(w io.Writer) error {
+		tw := tar.NewWriter(w)
+		if err := tw.WriteHeader(&tar.Header{Name: "built", Size: 5, Mode: 0o644}); err != nil {
+			return err
+		}
+		if _, err := tw.Write([]byte("built")); err != nil {
+			return err
+		}
+		return tw.Close()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps, err := e.BuildCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := steps.Put(&cache.Record{Key: cache.Key(nil), Outputs: [][]cache.Layer{{{DiffID: layer.DiffID, Blob: blob, Size: 5}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := hold.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if u := check("a built layer"); u.Steps != 1 || u.Build < 8192 {
+		t.Errorf("%d steps, %d bytes", u.Steps, u.Build)
+	}
+	r, err := e.Check(ctx, image.CheckOptions{Repair: true})
+	if err != nil || len(r.Problems) != 0 {
+		t.Errorf("a check: %+v, %v", r, err)
 	}
 	// A transfer that was broken off belongs to itself, until it is resumed or pruned.
 	half := filepath.Join(root, "images", "ingest", "sha256-"+strings.Repeat("a", 64))

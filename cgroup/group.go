@@ -798,8 +798,10 @@ func (g *Group) Below(sub string, controllers ...string) (_ *Group, err error) {
 		if len(controllers) == 0 || slices.ContainsFunc(controllers, d.has) {
 			here = clean
 		}
-		fd, err := unix.Openat2(from, here, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+		fd, err := unix.Openat2(from, here, &unix.OpenHow{
+			Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+		})
 		if err != nil {
 			return nil, &errdefs.Error{Op: "open control group", What: d.path + "/" + here, Err: err}
 		}

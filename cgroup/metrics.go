@@ -357,9 +357,14 @@ func (b *BlockIOMetrics) stat1(r *reader, d *dir) {
 		file string
 		to   *[]BlockIOMetric
 	}{
-		{"io_service_bytes_recursive", &b.ServiceBytes}, {"io_serviced_recursive", &b.Serviced},
-		{"io_queued_recursive", &b.Queued}, {"io_service_time_recursive", &b.ServiceTime}, {"io_wait_time_recursive", &b.WaitTime},
-		{"io_merged_recursive", &b.Merged}, {"time_recursive", &b.Time}, {"sectors_recursive", &b.Sectors},
+		{"io_service_bytes_recursive", &b.ServiceBytes},
+		{"io_serviced_recursive", &b.Serviced},
+		{"io_queued_recursive", &b.Queued},
+		{"io_service_time_recursive", &b.ServiceTime},
+		{"io_wait_time_recursive", &b.WaitTime},
+		{"io_merged_recursive", &b.Merged},
+		{"time_recursive", &b.Time},
+		{"sectors_recursive", &b.Sectors},
 	} {
 		for _, prefix := range [...]string{"blkio.bfq.", "blkio.", "blkio.throttle."} {
 			if *f.to = blkio(r.text(d, prefix+f.file)); *f.to != nil {

@@ -65,8 +65,10 @@ func TestMetricsCountWhatAProcessDoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{`"cpu":{"usage":{"total":`, `"throttling":{`, `"cpuset":{`, `"memory":{`, `"usage":{"limit":268435456,`, `"failcnt":`,
-		`"raw":{`, `"pids":{`, `"blkio":{`, `"hugetlb":{`} {
+	for _, key := range []string{
+		`"cpu":{"usage":{"total":`, `"throttling":{`, `"cpuset":{`, `"memory":{`, `"usage":{"limit":268435456,`, `"failcnt":`,
+		`"raw":{`, `"pids":{`, `"blkio":{`, `"hugetlb":{`,
+	} {
 		if !strings.Contains(string(b), key) {
 			t.Errorf("the JSON has no %s: %s", key, b)
 		}

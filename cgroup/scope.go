@@ -34,8 +34,10 @@ type Scope struct {
 // manager; an empty path is the scope "onggi-ID.scope" there. Errors: InvalidArgument.
 func ParseScope(path, id, runtime string) (*Scope, error) {
 	bad := func(why string) (*Scope, error) {
-		return nil, &errdefs.Error{Op: "use control group path", What: strconv.Quote(path), Kind: errdefs.InvalidArgument, Why: why,
-			Fix: `with systemd's driver set linux.cgroupsPath to "SLICE:PREFIX:NAME", like "system.slice:onggi:ID"`}
+		return nil, &errdefs.Error{
+			Op: "use control group path", What: strconv.Quote(path), Kind: errdefs.InvalidArgument, Why: why,
+			Fix: `with systemd's driver set linux.cgroupsPath to "SLICE:PREFIX:NAME", like "system.slice:onggi:ID"`,
+		}
 	}
 	slice, prefix, name := "", "onggi", id
 	if path != "" {
@@ -166,9 +168,7 @@ func CreateScope(l *Layout, s *Scope, pid int, r *runspec.LinuxResources) (g *Gr
 		return nil, err
 	}
 	list = append(list, limits...)
-	for _, p := range s.Properties { // the user's own come last: systemd takes the later one
-		list = append(list, p)
-	}
+	list = append(list, s.Properties...) // the user's own come last: systemd takes the later one
 	if err := m.Start(s.Unit, list); err != nil {
 		return nil, err
 	}

@@ -31,8 +31,10 @@ func TestParseScope(t *testing.T) {
 			t.Errorf("%q: %+v, %v, want %s %s", c.path, s, err, c.slice, c.unit)
 		}
 	}
-	for _, bad := range []string{"/a/b", "a", "a:b", "a:b:c:d", "a:b:c", "a--b.slice:x:y", "a/b.slice:x:y", ".slice:x:y", "a-.slice:x:y", "a.slice:b:", "a.slice:b:c.slice",
-		"a.slice:b:" + strings.Repeat("c", 300)} {
+	for _, bad := range []string{
+		"/a/b", "a", "a:b", "a:b:c:d", "a:b:c", "a--b.slice:x:y", "a/b.slice:x:y", ".slice:x:y", "a-.slice:x:y", "a.slice:b:", "a.slice:b:c.slice",
+		"a.slice:b:" + strings.Repeat("c", 300),
+	} {
 		if s, err := ParseScope(bad, "ID", ""); !errdefs.Is(err, errdefs.InvalidArgument) {
 			t.Errorf("%.40q: %+v, %v, want InvalidArgument", bad, s, err)
 		}

@@ -47,8 +47,10 @@ func Dial(runtimeDir string) (*Manager, error) {
 		}
 		m.Close()
 	}
-	e := &errdefs.Error{Op: "talk to", What: "systemd", Kind: errdefs.Unavailable, Why: "neither " + private + " nor " + bus + " answers",
-		Err: errors.Join(err, err2), Fix: "use the cgroupfs driver: leave --systemd-cgroup out, and set the engine's cgroup manager to cgroupfs"}
+	e := &errdefs.Error{
+		Op: "talk to", What: "systemd", Kind: errdefs.Unavailable, Why: "neither " + private + " nor " + bus + " answers",
+		Err: errors.Join(err, err2), Fix: "use the cgroupfs driver: leave --systemd-cgroup out, and set the engine's cgroup manager to cgroupfs",
+	}
 	if runtimeDir != "" {
 		e.Fix = "log in with a session (loginctl enable-linger USER), or leave --systemd-cgroup out"
 	}
@@ -263,8 +265,10 @@ func (m *Manager) Start(unit string, list []Property) error {
 		return failed("start", unit, err)
 	}
 	if result != "done" {
-		return &errdefs.Error{Op: "start systemd unit", What: unit, Kind: errdefs.Conflict, Why: "the job's result is " + result,
-			Fix: "see why: journalctl -u " + unit}
+		return &errdefs.Error{
+			Op: "start systemd unit", What: unit, Kind: errdefs.Conflict, Why: "the job's result is " + result,
+			Fix: "see why: journalctl -u " + unit,
+		}
 	}
 	return nil
 }

@@ -81,8 +81,10 @@ func properties(e *encoder, list []Property) {
 // has on D-Bus, as runc does. Errors: InvalidArgument.
 func ParseProperty(name, text string) (Property, error) {
 	bad := func(why string) (Property, error) {
-		return Property{}, &errdefs.Error{Op: "use the annotation", What: "org.systemd.property." + name, Kind: errdefs.InvalidArgument, Why: why,
-			Fix: `write it in GVariant's text form, like "uint64 5", "true" or "'text'"`}
+		return Property{}, &errdefs.Error{
+			Op: "use the annotation", What: "org.systemd.property." + name, Kind: errdefs.InvalidArgument, Why: why,
+			Fix: `write it in GVariant's text form, like "uint64 5", "true" or "'text'"`,
+		}
 	}
 	for i, r := range name {
 		if !(r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || i > 0 && r >= '0' && r <= '9') {

@@ -63,8 +63,22 @@ func TestParseProperty(t *testing.T) {
 		}
 	}
 	for _, c := range [][2]string{
-		{"", "1"}, {"A b", "1"}, {"A", ""}, {"A", "'x"}, {"A", "x"}, {"A", "uint64 -1"}, {"A", "byte 256"}, {"A", "[1, 'a']"}, {"A", "[]"}, {"A", "[[1]]"},
-		{"A", "1 2"}, {"A", "uint64"}, {"TimeoutStopSec", "'a'"}, {"TimeoutStopSec", "-1"}, {"A", `'\q'`}, {"A", "{'a': 1}"},
+		{"", "1"},
+		{"A b", "1"},
+		{"A", ""},
+		{"A", "'x"},
+		{"A", "x"},
+		{"A", "uint64 -1"},
+		{"A", "byte 256"},
+		{"A", "[1, 'a']"},
+		{"A", "[]"},
+		{"A", "[[1]]"},
+		{"A", "1 2"},
+		{"A", "uint64"},
+		{"TimeoutStopSec", "'a'"},
+		{"TimeoutStopSec", "-1"},
+		{"A", `'\q'`},
+		{"A", "{'a': 1}"},
 	} {
 		if _, err := ParseProperty(c[0], c[1]); !errdefs.Is(err, errdefs.InvalidArgument) || !strings.Contains(err.Error(), "org.systemd.property."+c[0]) {
 			t.Errorf("%q %q: %v, want InvalidArgument that names the annotation", c[0], c[1], err)

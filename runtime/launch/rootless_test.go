@@ -54,9 +54,11 @@ func newCommoner(t *testing.T) *commoner {
 			t.Fatal(err)
 		}
 	}
-	files := map[string][]byte{"onggi-runtime": bin, "bundle/rootfs/bin/busybox": busybox,
+	files := map[string][]byte{
+		"onggi-runtime": bin, "bundle/rootfs/bin/busybox": busybox,
 		"passwd": []byte("root:x:0:0:root:/root:/bin/sh\nsomebody:x:54321:54321::/:/bin/sh\n"),
-		"subid":  []byte("somebody:200000:65536\n")}
+		"subid":  []byte("somebody:200000:65536\n"),
+	}
 	for name, b := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o755); err != nil {
 			t.Fatal(err)
@@ -283,8 +285,10 @@ func TestRootlessDelegated(t *testing.T) {
 	limit, pids := int64(64<<20), int64(30)
 	c.change(func(s *runspec.Spec) {
 		s.Process.Args = []string{"sh", "-c", "cat /proc/self/cgroup; sleep 100"}
-		s.Linux.Resources = &runspec.LinuxResources{Memory: &runspec.LinuxMemory{Limit: &limit}, Pids: &runspec.LinuxPids{Limit: &pids},
-			Devices: []runspec.LinuxDeviceCgroup{{Access: "rwm"}}}
+		s.Linux.Resources = &runspec.LinuxResources{
+			Memory: &runspec.LinuxMemory{Limit: &limit}, Pids: &runspec.LinuxPids{Limit: &pids},
+			Devices: []runspec.LinuxDeviceCgroup{{Access: "rwm"}},
+		}
 	})
 	// The command sits in a group of the user's own, as a session's shell under user@.service does.
 	in := func(args ...string) (string, int) {
@@ -396,8 +400,10 @@ func TestRootlessUserManager(t *testing.T) {
 	})
 	do := func(args ...string) string {
 		t.Helper()
-		cmd := exec.Command("setpriv", append([]string{"--reuid=" + user, "--regid=" + group, "--clear-groups", "env", "-i", "PATH=/usr/bin:/bin",
-			"XDG_RUNTIME_DIR=/run/user/" + user}, args...)...)
+		cmd := exec.Command("setpriv", append([]string{
+			"--reuid=" + user, "--regid=" + group, "--clear-groups", "env", "-i", "PATH=/usr/bin:/bin",
+			"XDG_RUNTIME_DIR=/run/user/" + user,
+		}, args...)...)
 		cmd.Dir = c.bundle
 		f, err := os.CreateTemp(c.dir, "out")
 		if err != nil {

@@ -142,11 +142,13 @@ func lastCap() int {
 }
 
 // nested reports whether this process is in a user namespace other than the host's: its map is not the identity.
-func nested() bool {
+func nested() bool { return nestedOnce() }
+
+var nestedOnce = sync.OnceValue(func() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
 	f := strings.Fields(string(b))
 	return err == nil && (len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295")
-}
+})
 
 // home returns the home directory of uid as the root file system's /etc/passwd says, "/" without one, as runc and
 // docker have it. root is a handle; the file is untrusted.

@@ -26,6 +26,15 @@ func systemCommands() []command {
 
 func imageCommands() []command {
 	return []command{
+		{"ls", "List images (as onggi images)", groupImages, buildImages},
+		{"pull", "Bring an image in from a registry", groupImages, buildPull},
+		{"push", "Bring an image into a registry", groupImages, buildPush},
+		{"tag", "Give an image another name", groupImages, buildTag},
+		{"rm", "Remove images (as onggi rmi)", groupImages, buildRmi},
+		{"save", "Write images as an archive", groupImages, buildSave},
+		{"load", "Bring in the images of an archive", groupImages, buildLoad},
+		{"import", "Make an image from a root file system's tar archive", groupImages, buildImport},
+		{"history", "Show how an image came to be", groupImages, buildHistory},
 		{"layers", "Draw an image as the stack of its layers", groupImages, buildLayers},
 		{"diff", "List what one image has otherwise than another", groupImages, buildImageDiff},
 		{"tree", "Draw all images by the layers that they share", groupImages, buildImageTree},

@@ -138,6 +138,9 @@ func (a *app) command(c command) *cobra.Command {
 	cmd := &cobra.Command{Use: c.name, Short: c.short, Hidden: c.group == "", DisableFlagsInUseLine: true}
 	cmd.Flags().SortFlags = false
 	c.build(a, cmd)
+	if own, rest, _ := strings.Cut(cmd.Use, " "); own != c.name { // the same command under another name: image ls
+		cmd.Use = c.name + " " + rest
+	}
 	if c.group != "" {
 		cmd.Annotations = map[string]string{"group": c.group}
 	}

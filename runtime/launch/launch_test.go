@@ -841,7 +841,7 @@ func TestWithoutPivotAndWithPropagation(t *testing.T) {
 			t.Errorf("the container's mounts have reached the host:\n%s", b)
 		}
 	}()
-	for _, prop := range []string{"", "private", "rprivate", "slave", "rslave", "shared", "rshared"} {
+	for _, prop := range []string{"", "private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"} {
 		for _, noPivot := range []bool{false, true} {
 			s := h.spec("ls -d /bin && ls /var 2>/dev/null || echo none; hostname")
 			s.Linux.RootfsPropagation = prop

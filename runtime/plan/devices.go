@@ -28,12 +28,14 @@ var devLinks = [...][2]string{
 	{"/proc/kcore", "core"},
 }
 
-// devices fills /dev, unless the host's own is bound there.
+// devices fills /dev, and makes the devices that are listed for other places. A /dev that is bound is the caller's: no
+// nodes are made in it.
 func (c *compiler) devices() error {
+	bound := false
 	for i := range c.spec.Mounts {
 		m := &c.spec.Mounts[i]
 		if o := parseOptions(m.Options); path.Clean("/"+m.Destination) == "/dev" && (m.Type == "bind" || o.bind || o.rbind) {
-			return nil
+			bound = true
 		}
 	}
 	dirs := map[string]cell{}
@@ -54,8 +56,8 @@ func (c *compiler) devices() error {
 		listed[path.Clean("/"+c.linux.Devices[i].Path)] = true
 	}
 	for i := range defaultDevices {
-		if d := &defaultDevices[i]; !listed[d.Path] {
-			if err := c.device(directory("/dev"), d); err != nil {
+		if d := &defaultDevices[i]; !listed[d.Path] && !bound {
+			if err := c.device(directory("/dev"), d, false); err != nil {
 				return err
 			}
 		}
@@ -66,12 +68,15 @@ func (c *compiler) devices() error {
 		if p == "/" || strings.IndexByte(p, 0) >= 0 {
 			return invalid("linux.devices", "a device needs a path")
 		}
-		if p == "/dev/ptmx" { // always the container's own
+		if p == "/dev/ptmx" || bound && strings.HasPrefix(p, "/dev/") { // the former is always the container's own
 			continue
 		}
-		if err := c.device(directory(path.Dir(p)), d); err != nil {
+		if err := c.device(directory(path.Dir(p)), d, true); err != nil {
 			return err
 		}
+	}
+	if bound {
+		return nil
 	}
 	dev := directory("/dev")
 	for _, l := range devLinks {
@@ -80,7 +85,9 @@ func (c *compiler) devices() error {
 	return nil
 }
 
-func (c *compiler) device(dir cell, d *runspec.LinuxDevice) error {
+// device makes a node. Where there is a file already it must be that device when the spec lists it (config-linux.md,
+// "Devices"); a default device is put over whatever an image has there.
+func (c *compiler) device(dir cell, d *runspec.LinuxDevice, listed bool) error {
 	field := "linux.devices[" + d.Path + "]"
 	mode := uint32(0o666)
 	if d.FileMode != nil {
@@ -109,6 +116,11 @@ func (c *compiler) device(dir cell, d *runspec.LinuxDevice) error {
 	}
 	c.op(unix.SYS_MKNODAT, "make device", p, dir.get(), c.s(name), word(typ|uint64(mode)), word(dev)).ErrMask = errnos(int(unix.EEXIST), int(unix.EPERM))
 	i := len(c.ops) - 1
+	var why cell
+	if listed || typ == unix.S_IFIFO {
+		why = c.cell()
+		c.ops[i].ErrDst = uint64(why)
+	}
 	if d.UID != nil || d.GID != nil {
 		var uid, gid uint32
 		if d.UID != nil {
@@ -121,14 +133,29 @@ func (c *compiler) device(dir cell, d *runspec.LinuxDevice) error {
 			c.op(unix.SYS_FCHOWNAT, "own device", p, dir.get(), c.s(name), word(uint64(uid)), word(uint64(gid)), num(unix.AT_SYMLINK_NOFOLLOW))
 		}
 	}
-	if typ == unix.S_IFIFO {
+	if !listed && typ != unix.S_IFIFO {
+		done := c.jump("binding " + p)
 		c.land(i)
+		c.bindDevice(dir, p, name, typ, uint64(d.Major), uint64(d.Minor))
+		c.land(done)
 		return nil
 	}
-	done := c.jump("binding " + p)
+	done := c.jump("looking at " + p)
 	c.land(i)
-	c.bindDevice(dir, p, name, typ, uint64(d.Major), uint64(d.Minor))
-	c.land(done)
+	denied := c.unless("whether there is a file at "+p, why.get(), num(int(unix.EEXIST)), ^uint64(0))
+	at := c.cell()
+	how := c.words(handle|unix.O_NOFOLLOW, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+	c.openIn("open", p, dir, name, how, at, 0)
+	c.checkDevice(p, at, typ, uint64(d.Major), uint64(d.Minor))
+	c.op(unix.SYS_CLOSE, "close", p, at.get())
+	right := c.jump("binding " + p)
+	c.land(denied)
+	if typ == unix.S_IFIFO {
+		c.fail("make device", p, int(unix.EPERM))
+	} else {
+		c.bindDevice(dir, p, name, typ, uint64(d.Major), uint64(d.Minor))
+	}
+	c.land(done, right)
 	return nil
 }
 

@@ -226,6 +226,10 @@ func Supported(s *runspec.Spec) error {
 		return unsupported("windows", "Linux only")
 	case s.Solaris != nil:
 		return unsupported("solaris", "Linux only")
+	case s.ZOS != nil:
+		return unsupported("zos", "Linux only")
+	case s.FreeBSD != nil:
+		return unsupported("freebsd", "Linux only")
 	}
 	if s.Process == nil {
 		return invalid("process", "there is nothing to run")
@@ -426,6 +430,12 @@ func SupportedProcess(p *runspec.Process) error {
 		return invalid("process.args", "there is no command")
 	case !path.IsAbs(p.Cwd):
 		return invalid("process.cwd", "the working directory must be an absolute path")
+	case p.CommandLine != "":
+		return unsupported("process.commandLine", "it is Windows'; on Linux there is process.args")
+	case p.User.Username != "":
+		return unsupported("process.user.username", "it is Windows'; on Linux there is process.user.uid")
+	case p.Terminal && p.ConsoleSize != nil && (p.ConsoleSize.Height > 65535 || p.ConsoleSize.Width > 65535):
+		return invalid("process.consoleSize", "a terminal has at most 65535 lines and columns")
 	}
 	if _, err := InitialAffinity(p); err != nil {
 		return err
@@ -543,6 +553,9 @@ func (c *compiler) container() error {
 		}
 		c.flags |= namespaceFlag(string(n.Type))
 	}
+	if v := c.spec.Version; newer(v) {
+		c.warn("ociVersion " + v + ": this runtime knows the specification up to 1.3; what came later is not looked at")
+	}
 	c.begin()
 	c.phase("image")
 	if c.newUser {
@@ -596,6 +609,14 @@ func (c *compiler) container() error {
 	}
 	c.phase("pivot")
 	return c.process()
+}
+
+// newer reports whether a version is above those that this runtime knows.
+func newer(version string) bool {
+	_, rest, _ := strings.Cut(version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	n, err := strconv.Atoi(minor)
+	return err == nil && n > 3
 }
 
 // joinsUser reports whether the spec names an existing user namespace. The new namespaces must belong to it, so the

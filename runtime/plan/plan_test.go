@@ -192,14 +192,22 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		"domainname": func(s *runspec.Spec) {
 			s.Linux.Namespaces, s.Hostname, s.Domainname = s.Linux.Namespaces[4:5], "", "d"
 		},
-		"process.oomScoreAdj":            func(s *runspec.Spec) { s.Process.OOMScoreAdj = &n },
-		"process.user":                   func(s *runspec.Spec) { s.Process.User.UID = 1<<32 - 1 },
-		"process.user.additionalGids":    func(s *runspec.Spec) { s.Process.User.AdditionalGids = []uint32{1<<32 - 1} },
-		"process.capabilities.bounding":  func(s *runspec.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} },
-		"process.capabilities.effective": func(s *runspec.Spec) { s.Process.Capabilities.Permitted = nil },
-		"process.rlimits":                func(s *runspec.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
-		"linux.mountLabel":               func(s *runspec.Spec) { s.Linux.MountLabel = "x" },
-		"hooks.poststop[0].path":         func(s *runspec.Spec) { s.Hooks = &runspec.Hooks{Poststop: []runspec.Hook{{Path: "rel"}}} },
+		"process.oomScoreAdj":         func(s *runspec.Spec) { s.Process.OOMScoreAdj = &n },
+		"process.user":                func(s *runspec.Spec) { s.Process.User.UID = 1<<32 - 1 },
+		"process.user.additionalGids": func(s *runspec.Spec) { s.Process.User.AdditionalGids = []uint32{1<<32 - 1} },
+		"zos":                         func(s *runspec.Spec) { s.ZOS = &runspec.ZOS{} },
+		"freebsd":                     func(s *runspec.Spec) { s.FreeBSD = &runspec.FreeBSD{} },
+		"solaris":                     func(s *runspec.Spec) { s.Solaris = &runspec.Solaris{} },
+		"windows":                     func(s *runspec.Spec) { s.Windows = &runspec.Windows{} },
+		"vm":                          func(s *runspec.Spec) { s.VM = &runspec.VM{} },
+		"process.commandLine":         func(s *runspec.Spec) { s.Process.CommandLine = "dir" },
+		"process.user.username":       func(s *runspec.Spec) { s.Process.User.Username = "me" },
+		"process.consoleSize": func(s *runspec.Spec) {
+			s.Process.Terminal, s.Process.ConsoleSize = true, &runspec.Box{Height: 1 << 16}
+		},
+		"process.rlimits":        func(s *runspec.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
+		"linux.mountLabel":       func(s *runspec.Spec) { s.Linux.MountLabel = "x" },
+		"hooks.poststop[0].path": func(s *runspec.Spec) { s.Hooks = &runspec.Hooks{Poststop: []runspec.Hook{{Path: "rel"}}} },
 		"hooks.createRuntime[1].timeout": func(s *runspec.Spec) {
 			zero := 0
 			s.Hooks = &runspec.Hooks{CreateRuntime: []runspec.Hook{{Path: "/a"}, {Path: "/b", Timeout: &zero}}}
@@ -271,6 +279,28 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 		k := errdefs.KindOf(err)
 		if err == nil || k != errdefs.InvalidArgument && k != errdefs.Unsupported || !strings.Contains(err.Error(), "spec's "+field+":") && !strings.Contains(err.Error(), "spec's "+field) {
 			t.Errorf("%s: got %v (%v)", field, err, k)
+		}
+	}
+}
+
+// TestCapabilitiesThatCannotBeGranted: the specification wants warnings, not errors.
+func TestCapabilitiesThatCannotBeGranted(t *testing.T) {
+	for name, change := range map[string]func(*Input){
+		"no capability CAP_FLY": func(in *Input) { in.Spec.Process.Capabilities.Bounding = []string{"CAP_FLY"} },
+		"this kernel has no CAP_CHECKPOINT_RESTORE": func(in *Input) {
+			in.Facts.LastCap, in.Spec.Process.Capabilities.Bounding = 39, []string{"CAP_CHECKPOINT_RESTORE"}
+		},
+		"CAP_KILL is not held by this process":                   func(in *Input) { in.Facts.Held = 0 },
+		"effective holds what is not in permitted":               func(in *Input) { in.Spec.Process.Capabilities.Permitted = nil },
+		"inheritable holds what is not in bounding":              func(in *Input) { in.Spec.Process.Capabilities.Inheritable = []string{"CAP_SYS_TIME"} },
+		"ambient holds what is not both permitted and inheritab": func(in *Input) { in.Spec.Process.Capabilities.Ambient = []string{"CAP_KILL"} },
+		"ociVersion 1.9.0":                                       func(in *Input) { in.Spec.Version = "1.9.0" },
+	} {
+		in := input(spec())
+		change(in)
+		p, err := Build(in)
+		if err != nil || !strings.Contains(strings.Join(p.Warnings, "\n"), name) {
+			t.Errorf("%s: got %v, warnings %q", name, err, p.Warnings)
 		}
 	}
 }

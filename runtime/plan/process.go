@@ -21,10 +21,7 @@ type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64
 // read back, and a difference ends the program before user code runs.
 func (c *compiler) process() error {
 	p := c.spec.Process
-	caps, err := c.caps(p)
-	if err != nil {
-		return err
-	}
+	caps := c.caps(p)
 	if err := c.limits(p); err != nil {
 		return err
 	}
@@ -143,7 +140,7 @@ func capName(i int) string {
 	return "capability " + itoa(i)
 }
 
-func (c *compiler) caps(p *runspec.Process) (s capSets, err error) {
+func (c *compiler) caps(p *runspec.Process) (s capSets) {
 	held := c.in.Facts.Held
 	if c.hasUser() {
 		held = 1<<(c.lastCap()+1) - 1 // all, inside the user namespace
@@ -152,13 +149,11 @@ func (c *compiler) caps(p *runspec.Process) (s capSets, err error) {
 	set := func(field string, names []string) (m uint64) {
 		for _, n := range names {
 			i := capNumber(n)
-			switch {
+			switch { // what cannot be granted is a warning (config.md, "Linux Process")
 			case i < 0:
-				if err == nil {
-					err = invalid("process.capabilities."+field, "unknown capability "+n)
-				}
+				c.warn("process.capabilities." + field + ": there is no capability " + n + "; it is left out")
 			case i > c.lastCap():
-				c.warn("process.capabilities: this kernel has no " + n)
+				c.warn("process.capabilities." + field + ": this kernel has no " + n + "; it is left out")
 			default:
 				m |= 1 << i
 			}
@@ -178,15 +173,22 @@ func (c *compiler) caps(p *runspec.Process) (s capSets, err error) {
 			c.warn("process.capabilities: " + capabilities[i] + " is not held by this process and is left out")
 		}
 	}
-	if s.effective&^s.permitted != 0 && err == nil {
-		err = invalid("process.capabilities.effective", "holds more than permitted")
+	for _, x := range [...]struct {
+		name       string
+		set, limit *uint64
+		limitName  string
+	}{{"effective", &s.effective, &s.permitted, "permitted"}, {"inheritable", &s.inheritable, &s.bounding, "bounding"}} {
+		if extra := *x.set &^ *x.limit; extra != 0 { // capset(2) refuses it
+			c.warn("process.capabilities." + x.name + " holds what is not in " + x.limitName + "; that is left out")
+			*x.set &^= extra
+		}
 	}
 	// The kernel allows in ambient only what is permitted and inheritable; runc drops the rest with a warning.
 	if extra := s.ambient &^ (s.permitted & s.inheritable); extra != 0 {
 		c.warn("process.capabilities.ambient holds what is not both permitted and inheritable; that is left out")
 		s.ambient &^= extra
 	}
-	return s, err
+	return s
 }
 
 func (s *capSets) words() [3]uint64 {

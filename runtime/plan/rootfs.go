@@ -33,6 +33,9 @@ func (c *compiler) rootfs() error {
 		if prop, rec, ok = propagation(p); !ok {
 			return invalid("linux.rootfsPropagation", "unknown value "+p)
 		}
+		if prop == unix.MS_UNBINDABLE { // at the end: until then it must be possible to copy from it
+			prop = unix.MS_PRIVATE
+		}
 	}
 	c.setattr("propagation of", "/", num(unix.AT_FDCWD), c.s("/"), rec, 0, 0, prop)
 	if prop == unix.MS_SHARED {
@@ -231,6 +234,9 @@ func (c *compiler) checkDevice(what string, fd cell, typ uint64, major, minor ui
 	st := c.room(256)
 	c.op(unix.SYS_STATX, "look at", what, fd.get(), buf(c.empty), num(empty), num(unix.STATX_TYPE|unix.STATX_MODE), st.addr())
 	c.check("the type of "+what, (st + 24).get(), word(typ<<32), unix.S_IFMT<<32, int(unix.ENODEV))
+	if typ == unix.S_IFIFO {
+		return
+	}
 	c.check("the device number of "+what, (st + 128).get(), word(major|minor<<32), ^uint64(0), int(unix.ENODEV))
 }
 

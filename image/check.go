@@ -368,17 +368,17 @@ func (s *Store) checkOrphans(ctx context.Context, r *Report, own *lease, o Check
 	if err != nil {
 		return err
 	}
-	need, err := s.needed(own)
+	need, blobs, err := s.needed(own)
 	lk.release()
 	if err != nil {
 		return err
 	}
 	for d := range own.held {
-		need[d] = true
+		need[d], blobs[d] = true, true
 	}
 	orphans := map[digest.Digest]bool{}
 	if err := s.content.Walk(func(d digest.Digest, _ int64) error {
-		if !need[d] {
+		if !blobs[d] {
 			orphans[d] = true
 			r.Problems = append(r.Problems, Problem{What: "orphan", Digest: string(d), Why: "a blob that no image needs"})
 		}

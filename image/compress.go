@@ -13,8 +13,6 @@ import (
 	"github.com/klauspost/pgzip"
 	"github.com/onggi/onggi/archive"
 	"github.com/onggi/onggi/errdefs"
-	"github.com/onggi/onggi/registry"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -210,43 +208,6 @@ func (s *Store) adopt(ctx context.Context, l *lease, e entry, m ocispec.Manifest
 	if err != nil {
 		return e, doc, err
 	}
-	return next, doc, s.dropPlain(ctx, l, e.desc.Digest)
-}
-
-// dropPlain removes the blobs of a manifest that no name has any more and that nobody else needs as blobs. The collector
-// would keep them: a plain layer's blob has the digest of the layer itself, which is needed.
-func (s *Store) dropPlain(ctx context.Context, l *lease, manifest digest.Digest) error {
-	raw, err := s.content.ReadAll(ocispec.Descriptor{Digest: manifest}, registry.MaxManifest)
-	if err != nil {
-		return err
-	}
-	lk, err := s.lockIndex(ctx)
-	if err != nil {
-		return err
-	}
-	defer lk.release()
-	need, _, _, err := s.leases(l)
-	if err != nil {
-		return err
-	}
-	idx, err := s.readIndex()
-	if err != nil {
-		return err
-	}
-	for _, e := range idx {
-		need[e.desc.Digest], need[e.target.Digest] = true, true
-		if b, err := s.content.ReadAll(ocispec.Descriptor{Digest: e.desc.Digest}, registry.MaxManifest); err == nil {
-			for _, d := range blobsOf(b) {
-				need[d] = true
-			}
-		}
-	}
-	for _, d := range append(blobsOf(raw), manifest) {
-		if !need[d] {
-			if err := s.content.Delete(d); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	// The plain blobs and the manifest are on the lease (plan): they go with it unless somebody else needs them.
+	return next, doc, nil
 }

@@ -443,6 +443,11 @@ func (b *bringing) fetchLayers(ctx context.Context) (err error) {
 	for i, d := range b.config.RootFS.DiffIDs {
 		if !slices.Contains(missing, d) {
 			b.progress.event(b.manifest.Layers[i].Digest, "Already exists", 0, 0)
+			if a, ok := b.source.(*spool); ok { // the blob is at hand: a push or a save will want it
+				if raw, ok := a.blobs[b.manifest.Layers[i].Digest]; ok {
+					b.small = append(b.small, smallBlob{b.manifest.Layers[i], raw})
+				}
+			}
 		} else if slices.Index(b.config.RootFS.DiffIDs, d) == i {
 			order = append(order, i)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -225,13 +226,20 @@ func (l *lease) note(ds []digest.Digest) error {
 // references lists the blobs and layers that an entry keeps: index, manifest, configuration, layers' blobs, layers.
 // What is damaged or missing has no references: an image without its configuration cannot be run anyway.
 func (s *Store) references(e entry) ([]digest.Digest, error) {
-	all := []digest.Digest{e.desc.Digest, e.target.Digest}
+	blobs, layers, err := s.parts(e)
+	return append(blobs, layers...), err
+}
+
+// parts is references with blobs and layers apart. One digest may be both: the blob of a layer that came as a plain tar
+// has the layer's own.
+func (s *Store) parts(e entry) (all, layers []digest.Digest, _ error) {
+	all = []digest.Digest{e.desc.Digest, e.target.Digest}
 	configs := []digest.Digest{e.id}
 	docs := []ocispec.Descriptor{e.desc, e.target}
 	for i := 0; i < len(docs) && i < maxPlatforms; i++ {
 		b, err := s.content.ReadAll(ocispec.Descriptor{Digest: docs[i].Digest}, registry.MaxManifest)
 		if ok, err := present(err); err != nil {
-			return nil, err
+			return nil, nil, err
 		} else if !ok {
 			continue
 		}
@@ -262,15 +270,15 @@ func (s *Store) references(e entry) ([]digest.Digest, error) {
 		all = append(all, config)
 		b, err := s.content.ReadAll(ocispec.Descriptor{Digest: config}, maxConfig)
 		if ok, err := present(err); err != nil {
-			return nil, err
+			return nil, nil, err
 		} else if !ok {
 			continue
 		}
 		if c, err := parseConfig(b); err == nil {
-			all = append(all, c.RootFS.DiffIDs...)
+			layers = append(layers, c.RootFS.DiffIDs...)
 		}
 	}
-	return all, nil
+	return all, layers, nil
 }
 
 // present sorts the errors of reading a blob: not there or damaged is an answer, anything else stops.
@@ -284,20 +292,21 @@ func present(err error) (bool, error) {
 	return false, err
 }
 
-// needed lists all that names, and leases of living processes other than own, rely on. Precondition: the index lock is
-// held.
-func (s *Store) needed(own *lease) (map[digest.Digest]bool, error) {
+// needed lists all that names, and leases of living processes other than own, rely on, and what of it they need as a blob.
+// Precondition: the index lock is held.
+func (s *Store) needed(own *lease) (need, blobs map[digest.Digest]bool, _ error) {
 	need, _, _, err := s.leases(own)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	blobs = maps.Clone(need) // a lease does not tell
 	idx, err := s.readIndex()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	trash, err := s.trashed()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	seen := map[[3]digest.Digest]bool{}
 	for _, e := range append(idx, trash...) {
@@ -306,24 +315,27 @@ func (s *Store) needed(own *lease) (map[digest.Digest]bool, error) {
 			continue
 		}
 		seen[k] = true
-		refs, err := s.references(e)
+		parts, layers, err := s.parts(e)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		for _, d := range refs {
+		for _, d := range parts {
+			need[d], blobs[d] = true, true
+		}
+		for _, d := range layers {
 			need[d] = true
 		}
 	}
 	for _, f := range s.also {
 		more, err := f()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, d := range more {
-			need[d] = true
+			need[d], blobs[d] = true, true
 		}
 	}
-	return need, nil
+	return need, blobs, nil
 }
 
 // collect removes those of the candidates that nothing needs, and returns the layers among them. Nobody sees a blob or
@@ -338,12 +350,17 @@ func (s *Store) collect(ctx context.Context, candidates map[digest.Digest]bool, 
 		return nil, err
 	}
 	defer l.release()
-	need, err := s.needed(own)
+	need, blobs, err := s.needed(own)
 	if err != nil {
 		return nil, err
 	}
 	for d := range candidates {
 		if need[d] {
+			if !blobs[d] { // as a layer only: the plain tar that it came as, and was compressed since, is not
+				if err := s.content.Delete(d); err != nil {
+					return nil, err
+				}
+			}
 			continue
 		}
 		if err := s.content.Delete(d); err != nil {

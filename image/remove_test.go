@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -308,11 +309,12 @@ func TestFaultsAndKills(t *testing.T) {
 	archive := filepath.Join(t.TempDir(), "in.tar")
 	must(t, os.WriteFile(archive, dockerArchive(map[string][]string{"a": {"loaded:1"}}, map[string]*testImage{"a": imageOf("amd64", base, layerOf("", file{"l", strings.Repeat("l", 2<<20)}))}), 0o600))
 
-	for _, op := range []string{"pull", "load", "import", "remove", "discard", "undo", "empty"} {
+	reg := realRegistry(t, "")
+	for _, op := range []string{"pull", "load", "import", "commit", "push", "remove", "discard", "undo", "empty"} {
 		run := func(dir, fault, names string) (string, error) {
 			cmd := exec.Command(bin, "-test.run=^TestFaultsAndKills$")
 			cmd.Env = append(os.Environ(), "ONGGI_TEST_FAULTS="+op, "ONGGI_TEST_ROOT="+dir, "ONGGI_TEST_REF="+f.ref(t, "multi").String(),
-				"ONGGI_TEST_KEEP="+f.ref(t, "keep").String(), "ONGGI_TEST_ARCHIVE="+archive, "ONGGI_TEST_FAULT="+fault, "ONGGI_TEST_STEPS="+names)
+				"ONGGI_TEST_KEEP="+f.ref(t, "keep").String(), "ONGGI_TEST_ARCHIVE="+archive, "ONGGI_TEST_PUSH="+reg, "ONGGI_TEST_FAULT="+fault, "ONGGI_TEST_STEPS="+names)
 			out, err := cmd.CombinedOutput()
 			return string(out), err
 		}
@@ -414,6 +416,14 @@ func faultChild(t *testing.T) {
 		must(t, err)
 		_, err = s.Discard(bg, ref.String(), false, nil, to)
 		must(t, err)
+	case "push": // an image with plain layers, to a repository that is new
+		r, err := os.Open(os.Getenv("ONGGI_TEST_ARCHIVE"))
+		must(t, err)
+		defer r.Close()
+		_, err = s.Load(bg, r, nil)
+		must(t, err)
+		ref = parse(t, fmt.Sprintf("%s/r%d/app:1", os.Getenv("ONGGI_TEST_PUSH"), time.Now().UnixNano()))
+		must(t, s.Tag("loaded:1", ref))
 	}
 	before := left(t, s)
 	fault := os.Getenv("ONGGI_TEST_FAULT")
@@ -431,6 +441,15 @@ func faultChild(t *testing.T) {
 		} else {
 			_, err = s.Import(bg, r, ImportOptions{Ref: parse(t, "imported:1")})
 		}
+	case "commit":
+		var base *Image
+		base, err = s.Get(os.Getenv("ONGGI_TEST_KEEP"))
+		must(t, err)
+		_, err = s.Commit(bg, base, bytes.NewReader(tarOf(file{"new", "new"}, file{".wh.keep", ""})), CommitOptions{Ref: parse(t, "made:1")})
+	case "push":
+		c := anonymous()
+		defer c.Close()
+		_, err = s.Push(bg, ref, PushOptions{Registry: c})
 	case "remove":
 		_, err = s.Remove(bg, ref.String(), false, nil)
 	case "discard":
@@ -460,7 +479,7 @@ func faultChild(t *testing.T) {
 		return
 	}
 	switch os.Getenv("ONGGI_TEST_FAULTS") {
-	case "undo", "empty": // what has been done of them stays, and can be done again
+	case "undo", "empty", "push": // what has been done of them stays, and can be done again
 		checkWhole(t, s, fault)
 		return
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -114,6 +115,20 @@ func TestPushBlob(t *testing.T) {
 				if r.Method == http.MethodPatch && cuts < 9 {
 					cuts++
 					u.cut(r, 3<<20)
+				}
+				return false
+			}
+		}, 0, 0, ""},
+		"takes nothing for too long": {func(u *uploads) func(http.ResponseWriter, *http.Request, int) bool {
+			done := false
+			return func(w http.ResponseWriter, r *http.Request, _ int) bool {
+				if r.Method == http.MethodPatch && !done {
+					done = true
+					select {
+					case <-r.Context().Done():
+					case <-time.After(700 * time.Millisecond):
+					}
+					return true
 				}
 				return false
 			}

@@ -358,3 +358,30 @@ func FuzzRules(f *testing.F) {
 		}
 	})
 }
+
+func TestRedirects(t *testing.T) {
+	c := New(Options{PlainHTTP: []string{"plain.example"}})
+	defer c.Close()
+	for _, x := range []struct {
+		from, to string
+		ok       bool
+	}{
+		{"https://r.example/v2/", "https://cdn.example/x", true},
+		{"https://r.example/v2/", "http://cdn.example/x", false},
+		{"https://r.example/v2/", "http://plain.example/x", false},
+		{"http://plain.example/v2/", "http://plain.example/x", true},
+		{"http://plain.example/v2/", "http://cdn.example/x", false},
+		{"http://127.0.0.1:5000/v2/", "http://127.0.0.1:5001/x", true},
+		{"https://r.example/v2/", "https://169.254.169.254/latest/meta-data", false},
+		{"https://r.example/v2/", "https://[fe80::1]/x", false},
+		{"https://r.example/v2/", "https://127.0.0.1:2375/x", false},
+		{"https://r.example/v2/", "https://0.0.0.0/x", false},
+		{"https://r.example/v2/", "https://10.1.2.3/x", true}, // a company's own storage
+	} {
+		first, _ := http.NewRequest(http.MethodGet, x.from, nil)
+		next, _ := http.NewRequest(http.MethodGet, x.to, nil)
+		if err := c.checkRedirect(next, []*http.Request{first}); (err == nil) != x.ok {
+			t.Errorf("%s to %s: %v", x.from, x.to, err)
+		}
+	}
+}

@@ -34,6 +34,8 @@ var commands = [...]command{
 	{"resume", cmdResume},
 	{"update", cmdUpdate},
 	{"events", cmdEvents},
+	{"checkpoint", cmdCheckpoint},
+	{"restore", cmdRestore},
 	{"delete", cmdDelete},
 	{"list", cmdList},
 	{"ps", cmdPs},
@@ -273,6 +275,13 @@ func cmdRun(g *globals, args []string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
+	return c.follow(g, k, ownPids(o.Spec), false)
+}
+
+// follow leads a container from its making to its end, or with --detach to its start. ownPids says that it has a pid
+// namespace of its own, runs that its command is being executed already.
+func (c *createFlags) follow(g *globals, k *launch.Container, ownPids, runs bool) (int, error) {
+	var err error
 	drop := func() {
 		if !c.keep {
 			_ = k.ForceDelete()
@@ -290,17 +299,19 @@ func cmdRun(g *globals, args []string) (int, error) {
 		drop()
 		return 1, err
 	}
-	if err := k.Start(); err != nil {
-		_, _ = k.Wait()
-		drop()
-		relay.stop()
-		return 1, err
+	if !runs {
+		if err := k.Start(); err != nil {
+			_, _ = k.Wait()
+			drop()
+			relay.stop()
+			return 1, err
+		}
 	}
 	if c.detach {
 		g.phases(c.timing, k.Spans())
 		return 0, nil
 	}
-	if !c.noReaper && !ownPids(o.Spec) {
+	if !c.noReaper && !ownPids {
 		reapOthers(k.Pid())
 	}
 	stop := forwardSignals(k.Signal, relay)

@@ -65,6 +65,15 @@ Sizes take the suffixes k, m, g, t.
 		text: `One JSON object a line: {"type":"stats","id":ID,"data":{...}} at every interval, and
 {"type":"oom","id":ID} when the kernel has run out of memory in it. It ends with the container.
 `, examples: "  onggi-runtime events --stats web\n  onggi-runtime events --interval 1s web\n"},
+	{name: "checkpoint", args: "[flags] ID", summary: "save a running container to files, by CRIU",
+		text: `All processes, their memory, open files and so on are written by criu, which must be installed. The
+container is gone then, unless --leave-running or --pre-dump. What is not saved is the root file
+system: keep the bundle as it is.
+`, examples: "  onggi-runtime checkpoint --image-path /srv/images web\n  onggi-runtime restore --image-path /srv/images --bundle /srv/web --detach web\n"},
+	{name: "restore", args: "[flags] ID", summary: "make a container from a checkpoint and let it go on",
+		text: `The bundle must be the one of the container that was saved. Pipes of the standard streams are
+replaced by those of this command; a terminal is given anew. The exit code is as for run.
+`, examples: "  onggi-runtime restore --image-path /srv/images --bundle /srv/web web\n"},
 	{name: "state", args: "ID", summary: "print a container's state as JSON",
 		text: `The fields are those of the runtime specification's state with rootfs, created and owner. status is
 creating, created, running, paused or stopped.

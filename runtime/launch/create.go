@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/cgroup"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/runtime/plan"
+	"github.com/onggi/onggi/runtime/seccomp"
 	"github.com/onggi/onggi/undo"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -769,22 +770,28 @@ func (k *creation) release() error {
 			r.Steps = append(r.Steps, n.String())
 		}
 	}
-	if f := k.plan.Filter; f != nil {
-		r.Flags = f.Flags
-		b := make([]byte, 0, 8*len(f.Filter))
-		for _, i := range f.Filter {
-			b = binary.LittleEndian.AppendUint16(b, i.Code)
-			b = append(b, i.Jt, i.Jf)
-			b = binary.LittleEndian.AppendUint32(b, i.K)
-		}
-		if err := replace(path.Join(k.dir, filterFile), b); err != nil {
-			return err
-		}
+	if err := k.keepFilter(k.plan.Filter); err != nil {
+		return err
 	}
 	if err := r.write(k.Root); err != nil {
 		return err
 	}
 	return k.allow(plan.AllowGo)
+}
+
+// keepFilter writes the compiled filter down for exec.
+func (k *creation) keepFilter(f *seccomp.Program) error {
+	if f == nil {
+		return nil
+	}
+	k.c.record.Flags = f.Flags
+	b := make([]byte, 0, 8*len(f.Filter))
+	for _, i := range f.Filter {
+		b = binary.LittleEndian.AppendUint16(b, i.Code)
+		b = append(b, i.Jt, i.Jf)
+		b = binary.LittleEndian.AppendUint32(b, i.K)
+	}
+	return replace(path.Join(k.dir, filterFile), b)
 }
 
 // closeChildEnds makes an end of file on Report mean that the child has executed its command or is gone.

@@ -41,7 +41,10 @@ func cmdFeatures(_ *globals, args []string) (int, error) {
 			IntelRdt:        &features.IntelRdt{Enabled: &no},
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &no}},
 		},
-		Annotations: map[string]string{"org.onggi.runtime.version": version},
+		Annotations: map[string]string{
+			"org.onggi.runtime.version":                  version,
+			"org.opencontainers.runc.checkpoint.enabled": "true", // what engines look for before they offer checkpoints
+		},
 	})
 }
 

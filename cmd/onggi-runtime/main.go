@@ -57,7 +57,7 @@ func run(args []string) int {
 	f.str(&g.logFormat, "FORMAT", "of the records: text (default) or json", "log-format")
 	f.bool(&g.debug, "record more, and print warnings", "debug")
 	f.bool(&systemd, "have systemd make the control groups; linux.cgroupsPath is then SLICE:PREFIX:NAME", "systemd-cgroup")
-	f.str(&g.criu, "PATH", "the criu program for checkpoint and restore (default criu, in PATH)", "criu")
+	f.str(&g.criu, "PATH", "the criu program for checkpoint and restore; a name is looked for in /usr/local/sbin, /usr/sbin and so on (default criu)", "criu")
 	f.str(&rootless, "VALUE", "accepted for the users of runc: auto, true or false. What may be done is found out", "rootless")
 	f.bool(&showVersion, "print the version", "version", "v")
 	rest, err := f.parse(args, false)

@@ -118,13 +118,14 @@ func cmdUpdate(g *globals, args []string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	if l3 != "" || bandwidth != "" {
-		return 1, &errdefs.Error{Op: "update container", What: id, Kind: errdefs.Unsupported,
-			Why: "it was made without linux.intelRdt, so it has no resctrl group to change"}
-	}
 	c, err := launch.Load(g.root, id)
 	if err != nil {
 		return 1, err
+	}
+	if l3 != "" || bandwidth != "" {
+		if err := c.UpdateRDT(&runspec.LinuxIntelRdt{L3CacheSchema: l3, MemBwSchema: bandwidth}); err != nil {
+			return 1, err
+		}
 	}
 	if file != "" {
 		if r.Memory != nil || r.CPU != nil || r.Pids != nil || r.BlockIO != nil {

@@ -15,7 +15,6 @@ import (
 	"bufio"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -35,7 +34,7 @@ type Notice struct {
 
 // Request is one call.
 type Request struct {
-	Path string // of the program; "criu" is looked for in PATH
+	Path string // of the program; a name without a slash is looked for where systems keep programs
 	Req  *rpc.CriuReq
 	// Stdio becomes CRIU's and so the restored processes' standard streams; nil is /dev/null.
 	Stdio [3]*os.File
@@ -157,22 +156,30 @@ func verb(t rpc.CriuReqType) string {
 
 func ptr[T any](v T) *T { return &v }
 
+// places are where a name without a slash is looked for: never in PATH, which may be anybody's.
+var places = [...]string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+
 // find is the program's absolute path.
 func find(name string) (string, error) {
 	if name == "" {
 		name = "criu"
 	}
-	p, err := exec.LookPath(name)
-	if err == nil {
-		p, err = filepath.Abs(p)
-	}
-	if err != nil {
-		return "", &errdefs.Error{
-			Op: "find", What: name, Kind: errdefs.NotFound, Why: "checkpoint and restore need CRIU", Err: err,
-			Fix: "install criu (Debian: apt-get install criu), or name it with --criu PATH",
+	tries := []string{name}
+	if !strings.Contains(name, "/") {
+		tries = nil
+		for _, dir := range places {
+			tries = append(tries, dir+"/"+name)
 		}
 	}
-	return p, nil
+	for _, t := range tries {
+		if st, err := os.Stat(t); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			return filepath.Abs(t)
+		}
+	}
+	return "", &errdefs.Error{
+		Op: "find", What: name, Kind: errdefs.NotFound, Why: "checkpoint and restore need CRIU",
+		Fix: "install criu (Debian: apt-get install criu), or name it with --criu PATH",
+	}
 }
 
 func send(fd int, r *rpc.CriuReq) error {

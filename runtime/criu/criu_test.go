@@ -27,7 +27,7 @@ func TestWhatIsNotThere(t *testing.T) {
 		t.Errorf("no program: %v", err)
 	}
 	_, err = Version("/bin/true") // ends without an answer
-	if err == nil || !strings.Contains(err.Error(), "without an answer") {
+	if err == nil || !strings.Contains(err.Error(), "without an answer") && !strings.Contains(err.Error(), "broken pipe") {
 		t.Errorf("a program that is not CRIU: %v", err)
 	}
 }

@@ -23,7 +23,7 @@ import (
 
 // Images say where a checkpoint lies and how CRIU makes or uses it (criu(8)).
 type Images struct {
-	Criu           string // the program; "" is criu in PATH
+	Criu           string // the program; "" is criu
 	Dir            string // of the images; made when it is missing
 	Work           string // of CRIU's logs; "" is Dir
 	Parent         string // checkpoint: images of an earlier pre-dump, relative to Dir

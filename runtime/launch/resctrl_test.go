@@ -115,3 +115,13 @@ func TestIntelRdtWithoutResctrl(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestResctrlUpdate(t *testing.T) {
+	r, dir := fakeResctrl(t, "id")
+	if err := r.update(&rdtRecord{Group: "id", Created: true}, &runspec.LinuxIntelRdt{L3CacheSchema: "L3:0=f", MemBwSchema: "MB:0=50"}); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, "id/schemata")); string(b) != "L3:0=f\nMB:0=50\n" {
+		t.Errorf("schemata %q", b)
+	}
+}

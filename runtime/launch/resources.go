@@ -102,6 +102,35 @@ func (c *Container) Update(r *runspec.LinuxResources) error {
 	})
 }
 
+// UpdateRDT changes the share of caches and memory bandwidth of the container's own resctrl group. Unsupported when it was
+// made without linux.intelRdt, Conflict when its group is not its own.
+func (c *Container) UpdateRDT(l *runspec.LinuxIntelRdt) error {
+	return c.locked(func(s runspec.ContainerState) error {
+		e := &errdefs.Error{Op: "update container", What: c.record.ID, Kind: errdefs.Conflict}
+		switch rec := c.record.RDT; {
+		case s == runspec.StateStopped:
+			e.Why = "container not running"
+		case rec == nil:
+			e.Kind, e.Why = errdefs.Unsupported, "it was made without linux.intelRdt, so it has no resctrl group to change"
+		case !rec.Created:
+			e.Why = "its resctrl group is shared (linux.intelRdt.closID): others would be changed too"
+		default:
+			r, err := openResctrl()
+			if err != nil {
+				return err
+			}
+			defer r.close()
+			return r.update(rec, l)
+		}
+		return e
+	})
+}
+
+// update writes what is given into the group's schemata.
+func (r *resctrl) update(rec *rdtRecord, l *runspec.LinuxIntelRdt) error {
+	return r.write(below(rec.Group, "schemata"), strings.Join(schema(l), "\n")+"\n")
+}
+
 // limit is a limit's file and its value.
 type limit struct{ file, value string }
 

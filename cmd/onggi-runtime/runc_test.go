@@ -574,10 +574,17 @@ func TestExecFlags(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ flags, want string }{
-		{"--user root", "--user"}, {"--user 1:x", "--user"}, {"-g x", "--additional-gids"}, {"--nope", "--nope"},
-		{"--console-socket /x", "--console-socket"}, {"--tty --detach", "--console-socket"},
-		{"--preserve-fds 40", "--preserve-fds"}, {"--cgroup ../x", ".."}, {"--cgroup nope", "nope"},
-		{"--cgroup nope:x", "nope"}, {"--process /nope.json", "/nope.json"},
+		{"--user root", "--user"},
+		{"--user 1:x", "--user"},
+		{"-g x", "--additional-gids"},
+		{"--nope", "--nope"},
+		{"--console-socket /x", "--console-socket"},
+		{"--tty --detach", "--console-socket"},
+		{"--preserve-fds 40", "--preserve-fds"},
+		{"--cgroup ../x", ".."},
+		{"--cgroup nope", "nope"},
+		{"--cgroup nope:x", "nope"},
+		{"--process /nope.json", "/nope.json"},
 	} {
 		args := append(append([]string{"exec"}, strings.Fields(c.flags)...), "c", "true")
 		if a := s.do(args...); a.code != 255 || !strings.Contains(a.err, c.want) {

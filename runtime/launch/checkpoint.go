@@ -159,11 +159,15 @@ func (im *Images) can(version int) error {
 	case err != nil:
 		return err
 	case (im.PreDump || im.Parent != "") && !track:
-		return &errdefs.Error{Op: "save memory step by step with", What: "CRIU", Kind: errdefs.Unsupported,
-			Why: "CRIU or the kernel cannot tell which memory has changed (CONFIG_MEM_SOFT_DIRTY)"}
+		return &errdefs.Error{
+			Op: "save memory step by step with", What: "CRIU", Kind: errdefs.Unsupported,
+			Why: "CRIU or the kernel cannot tell which memory has changed (CONFIG_MEM_SOFT_DIRTY)",
+		}
 	case im.LazyPages && !lazy:
-		return &errdefs.Error{Op: "fetch memory lazily with", What: "CRIU", Kind: errdefs.Unsupported,
-			Why: "CRIU or the kernel has no userfaultfd(2) for it"}
+		return &errdefs.Error{
+			Op: "fetch memory lazily with", What: "CRIU", Kind: errdefs.Unsupported,
+			Why: "CRIU or the kernel has no userfaultfd(2) for it",
+		}
 	}
 	return nil
 }

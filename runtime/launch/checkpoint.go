@@ -1,5 +1,7 @@
 package launch
 
+//lint:file-ignore SA1019 Prestart is deprecated, but engines still send it
+
 import (
 	"context"
 	"encoding/json"
@@ -676,7 +678,7 @@ func (k *creation) notice(ctx context.Context, n *criu.Notice) error {
 			done := make(chan error, 1) // this thread is in CRIU's mount namespace, where no hook belongs
 			go func() {
 				done <- k.c.createHooks(ctx, &runspec.Hooks{Prestart: h.Prestart, CreateRuntime: h.CreateRuntime})
-			}() //nolint:staticcheck // deprecated and in use
+			}()
 			return <-done
 		}
 	case "post-restore":

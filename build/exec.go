@@ -498,10 +498,9 @@ func (s *session) ingest(ctx context.Context, r *result) (*result, error) {
 
 // cacheMount returns the directory of a cache mount, locked as its sharing says.
 func (s *session) cacheMount(ctx context.Context, m graph.Mount, in []*result) (string, func() error, error) {
-	root, _ := s.e.Roots()
 	name := digest.FromString(m.Cache.ID).Encoded()
 	for n := 0; ; n++ {
-		dir := filepath.Join(root, "build", "mounts", name+"-"+strconv.Itoa(n))
+		dir := filepath.Join(s.cache.MountsDir(), name+"-"+strconv.Itoa(n))
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return "", nil, err
 		}

@@ -58,6 +58,7 @@ func commands() []command {
 		{"manifest", "Look at manifests, make lists of images for several platforms", groupImages, group(manifestCommands)},
 		{"search", "Say where to search for images", groupImages, buildSearch},
 		{"undo", "Bring back what rmi or prune has removed", groupHost, buildUndo},
+		{"builder", "What builds have left to be used again", groupHost, group(builderCommands)},
 		{"system", "What the store takes, and how to get it back", groupHost, group(systemCommands)},
 		{"info", "Describe this host and its store", groupHost, buildInfo},
 		{"version", "Print the version", groupHost, buildVersion},

@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/onggi/onggi/build/cache"
 	"github.com/onggi/onggi/content"
@@ -76,4 +78,54 @@ func (e *Engine) builtLayers() ([]digest.Digest, error) {
 	}
 	diffIDs, blobs, err := c.Roots()
 	return append(diffIDs, blobs...), err
+}
+
+// PruneBuilds forgets the build steps that were not used for longest, but for those used after since, until what only the
+// build cache needs takes at most limit bytes, and removes their layers. With mounts the directories of cache mounts that no
+// build uses now go, too. It returns the steps, and the bytes that came free.
+func (e *Engine) PruneBuilds(ctx context.Context, limit int64, since time.Time, mounts bool) ([]*cache.Record, int64, error) {
+	before, err := e.Usage(ctx)
+	if err != nil || before.Build == 0 {
+		return nil, 0, err
+	}
+	c, err := e.BuildCache()
+	if err != nil {
+		return nil, 0, err
+	}
+	images, err := e.Images()
+	if err != nil {
+		return nil, 0, err
+	}
+	needs, trash, err := images.Needs(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	others := map[digest.Digest]bool{}
+	for _, refs := range needs {
+		for _, d := range refs {
+			others[d] = true
+		}
+	}
+	for _, refs := range trash {
+		for _, d := range refs {
+			others[d] = true
+		}
+	}
+	gone, err := c.Prune(limit, since, func(d digest.Digest) bool { return others[d] })
+	if err != nil {
+		return gone, 0, err
+	}
+	if mounts {
+		if err := c.PruneMounts(); err != nil {
+			return gone, 0, err
+		}
+	}
+	if err := images.Sweep(ctx); err != nil {
+		return gone, 0, err
+	}
+	after, err := e.Usage(ctx)
+	if err != nil {
+		return gone, 0, err
+	}
+	return gone, max(0, before.Build-after.Build), nil
 }

@@ -6,6 +6,7 @@
 //
 //	<dir>/steps/<hex of the key>.json   a Record
 //	<dir>/locks/<hex of the key>        held (flock) while somebody performs the step
+//	<dir>/mounts/<hex of the id>-<n>/   the directory of a cache mount, below fs/; flocked by who uses it
 //
 // A record is written last, by atomic rename, after the layers that it names are whole in the store: a record that can be
 // read can be used. Its modification time is when it was last used. Roots tells the store's collector what the records
@@ -325,6 +326,38 @@ func Compare(was, now []Part) []Change {
 		}
 	}
 	return out
+}
+
+// MountsDir is where cache mounts lie: a directory for each, flocked by who uses it.
+func (s *Store) MountsDir() string { return filepath.Join(s.dir, "mounts") }
+
+// PruneMounts removes the cache mounts that nobody uses now.
+func (s *Store) PruneMounts() error {
+	es, err := os.ReadDir(s.MountsDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fail("list", "the cache mounts", err)
+	}
+	for _, e := range es {
+		p := filepath.Join(s.MountsDir(), e.Name())
+		f, err := os.Open(p)
+		if err != nil {
+			return fail("open the cache mount", p, err)
+		}
+		// The directory itself stays: who waits for its lock has it open.
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			err = os.RemoveAll(filepath.Join(p, "fs"))
+		} else if err == unix.EWOULDBLOCK {
+			err = nil
+		}
+		_ = f.Close()
+		if err != nil {
+			return fail("remove the cache mount", p, err)
+		}
+	}
+	return nil
 }
 
 // Usage is the bytes of file content of the layers that only the cache holds on to: each layer once. held says that

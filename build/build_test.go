@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/onggi/onggi/build/frontend"
 	"github.com/onggi/onggi/build/graph"
@@ -212,10 +213,15 @@ func TestExactlyWhatDependsOnTheEditRunsAgain(t *testing.T) {
 // TestTheSameFromTwoStores: the same inputs give the same layers in another store, and with other times.
 func TestTheSameFromTwoStores(t *testing.T) {
 	var ids []string
-	for range 2 {
+	for n := range 2 {
 		p := newPlace(t)
 		for i := range 3 {
-			p.write(fmt.Sprintf("f%d", i), strings.Repeat("x", i))
+			name := fmt.Sprintf("f%d", i)
+			p.write(name, strings.Repeat("x", i))
+			at := time.Unix(int64(1e9*(n+1)), 0)
+			if err := os.Chtimes(filepath.Join(p.context, name), at, at); err != nil {
+				t.Fatal(err)
+			}
 		}
 		_, id := p.solve(random(rand.New(rand.NewPCG(7, 7)), 6, 3).graph())
 		ids = append(ids, id)

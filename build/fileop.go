@@ -172,7 +172,7 @@ func (o *fileOp) run(ctx context.Context, _ func([]byte)) (_ []cache.Layer, err 
 			}
 		}
 		trees[n] = w
-		if err := o.act(ctx, a, w, trees); err != nil {
+		if err := o.act(ctx, a, w, trees, o.s.pick(o.in, o.base[n]).epoch); err != nil {
 			return nil, err
 		}
 	}
@@ -196,7 +196,7 @@ func (o *fileOp) run(ctx context.Context, _ func([]byte)) (_ []cache.Layer, err 
 	return out, nil
 }
 
-func (o *fileOp) act(ctx context.Context, a graph.Action, w *work, trees []*work) error {
+func (o *fileOp) act(ctx context.Context, a graph.Action, w *work, trees []*work, epoch time.Time) error {
 	t := tree.NewTarget(w.root)
 	ids, err := o.ids(ctx, owners(a), w, trees)
 	if err != nil {
@@ -220,6 +220,9 @@ func (o *fileOp) act(ctx context.Context, a graph.Action, w *work, trees []*work
 	}
 	if err != nil {
 		return err
+	}
+	if src.Anonymous() {
+		src = src.At(epoch)
 	}
 	return t.Copy(ctx, src, a.Copy, ids, unpack, o.s.scratchDir)
 }

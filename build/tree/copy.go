@@ -352,7 +352,7 @@ func (c *copier) each(from string, place func(rel string) (int, string, func(), 
 			return err
 		}
 		if e.isDir() {
-			ts := e.st.Mtim
+			ts := c.src.modified(&e.st)
 			if c.how.time != nil {
 				ts = *c.how.time
 			}
@@ -407,7 +407,7 @@ func (c *copier) one(e *file, dirfd int, name string) (err error) {
 		ids = &IDs{uid, gid}
 	}
 	mode := c.how.modeOf(&e.st)
-	ts := e.st.Mtim
+	ts := c.src.modified(&e.st)
 	if c.how.time != nil {
 		ts = *c.how.time
 	}

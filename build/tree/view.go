@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/patternmatcher"
 	"github.com/onggi/onggi/build/frontend"
@@ -21,7 +22,8 @@ import (
 // View is a tree to read from.
 type View struct {
 	root  *os.File
-	owned bool // the files keep their owners; in a user's directory they are all root's
+	owned bool           // the files keep their owners; in a user's directory they are all root's
+	time  *unix.Timespec // the time that all files have, if set
 	keep  *filter
 }
 
@@ -34,6 +36,17 @@ func NewView(root *os.File, include, exclude []string, anonymous bool) (*View, e
 		return nil, err
 	}
 	return &View{root: root, owned: !anonymous, keep: f}, nil
+}
+
+// Anonymous says that the view is of a directory of the user.
+func (v *View) Anonymous() bool { return !v.owned }
+
+// At returns the view with one time for all files: in a user's directory, theirs say when somebody checked them out.
+func (v *View) At(t time.Time) *View {
+	ts := unix.NsecToTimespec(t.UnixNano())
+	out := *v
+	out.time = &ts
+	return &out
 }
 
 // filter is a pair of pattern lists.
@@ -87,6 +100,13 @@ func (f *filter) empty() bool { return f == nil || f.include == nil && f.exclude
 // barren says that nothing below a directory that is not there itself can be there.
 func (f *filter) barren() bool {
 	return f.empty() || f.include == nil && !f.exclude.Exclusions()
+}
+
+func (v *View) modified(st *unix.Stat_t) unix.Timespec {
+	if v.time != nil {
+		return *v.time
+	}
+	return st.Mtim
 }
 
 // file is one file of a view: a handle to its parent and its name in it.

@@ -114,6 +114,11 @@ func (h *held) sweep(ctx context.Context, id string) (err error) {
 		return err
 	}
 	if exists(e.stateDir(id)) {
+		if exists(e.pendingPath(id)) {
+			if err := h.dropOtherNames(); err != nil {
+				return err
+			}
+		}
 		return h.settle()
 	}
 	return nil

@@ -23,6 +23,7 @@ const (
 	groupRun    = "Containers"
 	groupLook   = "Looking at containers"
 	groupImages = "Images"
+	groupData   = "Data"
 	groupHost   = "This host"
 )
 
@@ -62,7 +63,9 @@ func commands() []command {
 		{"history", "Show how an image came to be", groupImages, buildHistory},
 		{"manifest", "Look at manifests, make lists of images for several platforms", groupImages, group(manifestCommands)},
 		{"search", "Say where to search for images", groupImages, buildSearch},
-		{"undo", "Bring back what rmi or prune has removed", groupHost, buildUndo},
+		{"container", "Prune containers", groupRun, group(containerCommands)},
+		{"volume", "Data that outlives containers", groupData, group(volumeCommands)},
+		{"undo", "Bring back what rmi, volume rm or prune has removed", groupHost, buildUndo},
 		{"builder", "What builds have left to be used again", groupHost, group(builderCommands)},
 		{"system", "What the store takes, and how to get it back", groupHost, group(systemCommands)},
 		{"info", "Describe this host and its store", groupHost, buildInfo},

@@ -356,7 +356,7 @@ func (e *Engine) sweepVolumes() error {
 	if err != nil {
 		return err
 	}
-	used, err := e.usedVolumes("")
+	used, err := e.usedVolumes()
 	if err != nil {
 		return err
 	}

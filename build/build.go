@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,7 +31,8 @@ type Options struct {
 	Request  map[string]string
 	// Locals are the user's directories by the names that the request gives them: context, dockerfile, and --build-context's.
 	Locals map[string]string
-	Names  []reference.Reference // -t
+	// Outputs are what is done with the result; none: it is only built, and what it came to is in the cache.
+	Outputs []Output
 	// Allow lists what steps may have beyond the default.
 	Allow []Entitlement
 	// Secrets and Agents are what RUN --mount=type=secret and type=ssh may ask for, by id.
@@ -40,6 +42,8 @@ type Options struct {
 	Pull bool
 	// PullImage brings an image in; it is asked when an image is missing, or always with Pull.
 	PullImage func(ctx context.Context, name string, platform *ocispec.Platform) (*image.Image, error)
+	// PushImage brings what the name means into its registry.
+	PushImage func(ctx context.Context, name reference.Reference) error
 	Progress  Progress
 	// GitEnv is the environment that git gets: PATH, proxies, certificates.
 	GitEnv []string
@@ -84,7 +88,14 @@ func (s Secret) read() ([]byte, error) {
 
 // Result of a build.
 type Result struct {
-	Images []*image.Image // one for each platform
+	Images []*image.Image // one for each platform, if the store got them
+	// Desc is the manifest or index of the last output that is an image; Config the digest of its configuration, if it has
+	// one only.
+	Desc   *ocispec.Descriptor
+	Config digest.Digest
+	Names  []reference.Reference
+	// Metadata are further facts of the build, by the names that buildx's --metadata-file gives them.
+	Metadata map[string]json.RawMessage
 	// Meta has the answer to a subrequest.
 	Meta map[string][]byte
 }
@@ -134,6 +145,9 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 	defer cancel(nil)
 	s.cancel = cancel
 	plat := image.HostPlatform()
+	if plat.Architecture == "amd64" {
+		plat.Variant = "" // as BuildKit: an image that is for this processor's level would not be the same on another machine
+	}
 	res, err := frontend.Run(ctx, o.Frontend, frontend.Request{Options: o.Request, Platform: plat}, s)
 	if err != nil {
 		return nil, s.cause(ctx, err)
@@ -144,11 +158,12 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 	}
 	// All platforms at once: they share steps.
 	var wg sync.WaitGroup
-	results := make([]*result, len(res.Platforms))
+	b := &built{index: res.Index, parts: make([]part, len(res.Platforms))}
 	errs := make([]error, len(res.Platforms))
 	for i, p := range res.Platforms {
 		wg.Go(func() {
-			if results[i], errs[i] = s.solve(ctx, &p.Graph); errs[i] != nil {
+			b.parts[i].platform = p
+			if b.parts[i].result, errs[i] = s.solve(ctx, &p.Graph); errs[i] != nil {
 				cancel(errs[i])
 			}
 		})
@@ -159,12 +174,10 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 			return nil, s.cause(ctx, err)
 		}
 	}
-	for i, p := range res.Platforms {
-		img, err := s.store(ctx, p, results[i])
-		if err != nil {
-			return nil, err
+	for i := range o.Outputs {
+		if err := s.give(ctx, &o.Outputs[i], b, out); err != nil {
+			return nil, s.cause(ctx, err)
 		}
-		out.Images = append(out.Images, img)
 	}
 	return out, nil
 }

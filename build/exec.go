@@ -78,14 +78,24 @@ func denied(what string, e Entitlement) error {
 	}
 }
 
-// emulated says whether the kernel starts programs of the architecture (binfmt_misc, as qemu-user-static registers it).
+// emulated says whether the kernel starts programs of the architecture in a container (binfmt_misc, as qemu-user-static registers it;
+// Documentation/admin-guide/binfmt-misc.rst).
 func emulated(arch string) bool {
 	names := map[string]string{"amd64": "x86_64", "arm64": "aarch64", "386": "i386", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64", "arm": "arm"}
 	if arch == "386" && runtime.GOARCH == "amd64" {
 		return true
 	}
 	b, err := os.ReadFile("/proc/sys/fs/binfmt_misc/qemu-" + names[arch])
-	return err == nil && strings.HasPrefix(string(b), "enabled")
+	if err != nil || !strings.HasPrefix(string(b), "enabled") {
+		return false
+	}
+	// Without F (fix binary) the kernel would look for the emulator inside the container.
+	for line := range strings.Lines(string(b)) {
+		if flags, ok := strings.CutPrefix(strings.TrimSpace(line), "flags:"); ok {
+			return strings.Contains(flags, "F")
+		}
+	}
+	return false
 }
 
 func (o *execOp) outputs() int { return o.v.Outputs() }

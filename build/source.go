@@ -113,18 +113,22 @@ func (s *session) base(ctx context.Context, ref string, p *ocispec.Platform) (*i
 	}
 	name, pinned, _ := strings.Cut(ref, "@")
 	fits := func(i *image.Image) bool {
-		return i.Config.OS == want.OS && i.Config.Architecture == want.Architecture &&
+		return image.Serves(want, i.Config.Platform) &&
 			(pinned == "" || i.Target.Digest.String() == pinned || i.Manifest.Digest.String() == pinned)
 	}
+	other := "" // what it is here for, if not for that
 	if !s.o.Pull || pinned != "" {
 		for _, n := range []string{name, ref} {
-			got, err := s.images.Get(n)
+			got, err := s.images.GetPlatform(n, want)
 			if err != nil && !errdefs.Is(err, errdefs.NotFound) {
 				return nil, err
 			}
 			if err == nil && fits(got) {
 				img = got
 				break
+			}
+			if err == nil && pinned == "" {
+				other = platformName(got.Config.Platform)
 			}
 		}
 	}
@@ -137,7 +141,12 @@ func (s *session) base(ctx context.Context, ref string, p *ocispec.Platform) (*i
 			fetch = ref
 		}
 		var err error
-		if img, err = s.o.PullImage(ctx, fetch, p); err != nil {
+		if img, err = s.o.PullImage(ctx, fetch, p); err != nil && other != "" {
+			return nil, &errdefs.Error{
+				Op: "use", What: ref, Kind: errdefs.KindOf(err), Why: "here it is for " + other + " only, and for " + platformName(want) + " it cannot be pulled",
+				Fix: errdefs.FixOf(err), Err: err,
+			}
+		} else if err != nil {
 			return nil, err
 		}
 	}

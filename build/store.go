@@ -1,7 +1,6 @@
 package build
 
 import (
-	"context"
 	"encoding/json"
 	"time"
 
@@ -19,22 +18,6 @@ func (s *session) configOf(img *image.Image) ([]byte, error) {
 		return nil, err
 	}
 	return c.ReadAll(ocispec.Descriptor{Digest: img.ID, Size: -1}, 16<<20)
-}
-
-// store makes an image of a result.
-func (s *session) store(ctx context.Context, p frontend.Platform, r *result) (*image.Image, error) {
-	if r.local != nil {
-		return nil, unsupported("an image of a directory of the user")
-	}
-	config, err := configure(p, r)
-	if err != nil {
-		return nil, err
-	}
-	a := image.Assembly{Names: s.o.Names, Config: config}
-	for _, l := range r.layers {
-		a.Layers = append(a.Layers, l.Blob)
-	}
-	return s.images.Assemble(ctx, a)
 }
 
 // configure completes the frontend's configuration: layers, times, and a history that has an entry for each layer.

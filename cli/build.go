@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,9 +26,11 @@ import (
 
 // buildFlags are those of `onggi build`.
 type buildFlags struct {
-	tags, args, labels, contexts, secrets, agents, hosts, ulimits, allow, noCacheFilter []string
-	file, target, platform, network, progress, iidfile, metadata, shm                   string
-	noCache, pull, quiet, check                                                         bool
+	tags, args, labels, platform, contexts, secrets, agents, hosts, ulimits, allow, noCacheFilter []string
+	file, target, network, progress, iidfile, metadata, shm                                       string
+	outputs, annotations                                                                          []string
+	noCache, pull, quiet, check, push, load                                                       bool
+	toStdout                                                                                      bool // the result goes there
 }
 
 func buildBuild(a *app, c *cobra.Command) {
@@ -45,6 +46,8 @@ Dockerfile, or a tar archive with one, from standard input.`
   onggi build -t app -f deploy/Dockerfile --build-arg VERSION=1.2 .
   onggi build --secret id=token,src=$HOME/.token -t app .
   onggi build --check .
+  onggi build --platform linux/amd64,linux/arm64 -t registry.example.com/app:1 --push .
+  onggi build -o out . && ls out
   tar -c . | onggi build -t app -`
 	f := c.Flags()
 	f.SortFlags = false
@@ -54,7 +57,11 @@ Dockerfile, or a tar archive with one, from standard input.`
 	f.StringArrayVar(&b.args, "build-arg", nil, "set an ARG: `NAME=VALUE`, or NAME for the environment's value")
 	f.StringArrayVar(&b.contexts, "build-context", nil, "another context: `NAME=DIRECTORY`, docker-image://IMAGE, or a URL")
 	f.StringArrayVar(&b.labels, "label", nil, "give the image a label: `NAME=VALUE`")
-	f.StringVar(&b.platform, "platform", "", "build for `os/arch[/variant]` (default this host's)")
+	f.StringSliceVar(&b.platform, "platform", nil, "build for `os/arch[/variant]`, several with commas: the result is an index (default this host's)")
+	f.StringArrayVarP(&b.outputs, "output", "o", nil, "where the result goes: `DIRECTORY`, - for a tar, or type=image|registry|oci|docker|local|tar|cacheonly[,dest=...]")
+	f.BoolVar(&b.push, "push", false, "push the image to the registries of its names; as --output type=registry")
+	f.BoolVar(&b.load, "load", false, "bring the image into the store beside other outputs; as --output type=docker")
+	f.StringArrayVar(&b.annotations, "annotation", nil, "annotate the image: `[manifest|index|manifest-descriptor:]NAME=VALUE`")
 	f.BoolVar(&b.noCache, "no-cache", false, "perform every step again")
 	f.StringSliceVar(&b.noCacheFilter, "no-cache-filter", nil, "perform the steps of these `stages` again")
 	f.BoolVar(&b.pull, "pull", false, "ask the registry for newer base images")
@@ -141,6 +148,7 @@ func (a *app) build(c *cobra.Command, b *buildFlags, where string) (err error) {
 		}
 		return a.pull(ctx, e, name, image.PullOptions{Platform: p}, nil, nil)
 	}
+	o.PushImage = a.buildPush(e)
 	show, err := a.buildProgress(b)
 	if err != nil {
 		return err
@@ -155,7 +163,7 @@ func (a *app) build(c *cobra.Command, b *buildFlags, where string) (err error) {
 	if b.check {
 		return a.lintResult(res)
 	}
-	return a.built(b, res)
+	return a.buildResult(b, res)
 }
 
 // lintResult prints what --check found; findings are exit code 1, as docker's.
@@ -173,35 +181,6 @@ func (a *app) lintResult(res *build.Result) error {
 	return &exit{code: 1}
 }
 
-func (a *app) built(b *buildFlags, res *build.Result) error {
-	img := res.Images[0]
-	if b.iidfile != "" {
-		if err := os.WriteFile(b.iidfile, []byte(img.ID), 0o644); err != nil {
-			return err
-		}
-	}
-	if b.metadata != "" {
-		var names []string
-		for _, n := range img.Names {
-			names = append(names, n.String())
-		}
-		doc, err := json.MarshalIndent(map[string]any{
-			"containerimage.config.digest": img.ID, "containerimage.digest": img.Target.Digest, "containerimage.descriptor": img.Target,
-			"image.name": strings.Join(names, ","),
-		}, "", "  ")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(b.metadata, append(doc, '\n'), 0o644); err != nil {
-			return err
-		}
-	}
-	if b.quiet || b.progress == "quiet" {
-		return a.print(img.ID.String() + "\n")
-	}
-	return nil
-}
-
 // buildOptions reads the flags and prepares the context. undo removes what was unpacked.
 func (a *app) buildOptions(ctx context.Context, b *buildFlags, where string) (o build.Options, undo func() error, err error) {
 	o.Request = map[string]string{}
@@ -210,6 +189,7 @@ func (a *app) buildOptions(ctx context.Context, b *buildFlags, where string) (o 
 	if o.Frontend, err = frontendCommand(); err != nil {
 		return o, nil, err
 	}
+	var names []reference.Reference
 	for _, t := range b.tags {
 		ref, err := reference.Parse(t)
 		if err != nil {
@@ -218,19 +198,27 @@ func (a *app) buildOptions(ctx context.Context, b *buildFlags, where string) (o 
 		if ref.Digest != "" {
 			return o, nil, badFlag("--tag", t, "an image cannot be given a digest", "write NAME:TAG")
 		}
-		o.Names = append(o.Names, ref)
+		names = append(names, ref)
+	}
+	if o.Outputs, err = a.buildOutputs(b, names); err != nil {
+		return o, nil, err
+	}
+	for _, x := range o.Outputs {
+		b.toStdout = b.toStdout || x.Out != nil
 	}
 	if b.target != "" {
 		o.Request["target"] = b.target
 	}
-	if b.platform != "" {
-		if strings.Contains(b.platform, ",") {
-			return o, nil, badFlag("--platform", b.platform, "several platforms at once are not built yet", "build them one by one, and join them with onggi manifest")
+	if len(b.platform) > 0 {
+		for _, p := range b.platform {
+			if p == "local" {
+				continue
+			}
+			if _, err := parsePlatform(p); err != nil {
+				return o, nil, reading("--platform", p, err)
+			}
 		}
-		if _, err := parsePlatform(b.platform); err != nil {
-			return o, nil, reading("--platform", b.platform, err)
-		}
-		o.Request["platform"] = b.platform
+		o.Request["platform"] = strings.Join(b.platform, ",")
 	}
 	for _, s := range b.args {
 		k, v, ok := strings.Cut(s, "=")

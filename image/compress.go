@@ -5,14 +5,18 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
 	"github.com/onggi/onggi/archive"
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/registry"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -211,3 +215,130 @@ func (s *Store) adopt(ctx context.Context, l *lease, e entry, m ocispec.Manifest
 	// The plain blobs and the manifest are on the lease (plan): they go with it unless somebody else needs them.
 	return next, doc, nil
 }
+
+// compressMade compresses the layers of an index that was made here: its manifests change, and with them the statements
+// about them and the index. Names that another process took meanwhile stay as they are.
+func (s *Store) compressMade(ctx context.Context, l *lease, entries index, c Compression) (index, error) {
+	old := entries[0].target
+	raw, err := s.content.ReadAll(old, registry.MaxManifest)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parseDocument(old.MediaType, raw)
+	if err != nil || doc.index == nil {
+		return entries, err
+	}
+	next := *doc.index
+	next.Manifests = slices.Clone(next.Manifests)
+	now := map[digest.Digest]ocispec.Descriptor{} // by the digest before
+	var words []string                            // what becomes what in statements
+	for i, d := range next.Manifests {
+		if isAttestation(d) {
+			continue
+		}
+		m, err := s.readManifest(d)
+		if err != nil {
+			return nil, err
+		}
+		m, changed, err := s.compress(ctx, l, m, c, false)
+		if err != nil {
+			return nil, err
+		}
+		now[d.Digest] = d
+		if !changed {
+			continue
+		}
+		if next.Manifests[i], err = s.replaceDocument(ctx, l, d, m); err != nil {
+			return nil, err
+		}
+		now[d.Digest] = next.Manifests[i]
+		words = append(words, d.Digest.Encoded(), next.Manifests[i].Digest.Encoded())
+	}
+	if len(words) > 0 {
+		renamed := strings.NewReplacer(words...)
+		for i, d := range next.Manifests {
+			if isAttestation(d) {
+				if next.Manifests[i], err = s.reattest(ctx, l, d, renamed); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	top, err := s.replaceDocument(ctx, l, old, next)
+	if err != nil {
+		return nil, err
+	}
+	fresh := func(e entry) (entry, bool) {
+		d, ok := now[e.desc.Digest]
+		if !ok || e.target.Digest != old.Digest {
+			return e, false
+		}
+		d.Platform, d.Annotations = e.desc.Platform, maps.Clone(e.desc.Annotations)
+		delete(d.Annotations, annotationMade)
+		e.desc, e.target = d, top
+		e.stamp()
+		return e, true
+	}
+	err = s.change(ctx, func(idx index) (index, error) {
+		for i, e := range idx {
+			if n, ok := fresh(e); ok {
+				idx[i] = n
+			}
+		}
+		return idx, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var out index
+	for _, e := range entries {
+		e, _ = fresh(e)
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+func (s *Store) readManifest(d ocispec.Descriptor) (ocispec.Manifest, error) {
+	raw, err := s.content.ReadAll(d, registry.MaxManifest)
+	if err != nil {
+		return ocispec.Manifest{}, err
+	}
+	img, err := readPushed(d, raw)
+	return img.manifest, err
+}
+
+// replaceDocument stores what comes in the place of a manifest or an index.
+func (s *Store) replaceDocument(ctx context.Context, l *lease, was ocispec.Descriptor, doc any) (ocispec.Descriptor, error) {
+	raw, err := json.Marshal(doc)
+	if err != nil {
+		return was, err
+	}
+	b := memory(was.MediaType, raw)
+	if err := l.add(ctx, b.desc.Digest); err != nil {
+		return was, err
+	}
+	b.desc.Platform, b.desc.Annotations = was.Platform, was.Annotations
+	return b.desc, (&bringing{s: s, small: []smallBlob{b}}).storeSmall(ctx)
+}
+
+// reattest makes statements speak of the manifests that came in the place of those that they were made about: the layers
+// have the same content, in another form.
+func (s *Store) reattest(ctx context.Context, l *lease, d ocispec.Descriptor, renamed *strings.Replacer) (ocispec.Descriptor, error) {
+	m, err := s.readManifest(d)
+	if err != nil {
+		return d, err
+	}
+	var list []Statement
+	for _, b := range m.Layers {
+		raw, err := s.content.ReadAll(b, maxStatement)
+		if err != nil {
+			return d, err
+		}
+		list = append(list, Statement{PredicateType: b.Annotations[AnnotationPredicate], Data: []byte(renamed.Replace(string(raw)))})
+	}
+	subject := digest.Digest(renamed.Replace(d.Annotations[annotationReferenceDigest]))
+	return s.attest(ctx, &Hold{s, l}, ocispec.Descriptor{Digest: subject}, list)
+}
+
+// maxStatement bounds a statement, in bytes: an SBOM lists every package.
+const maxStatement = 64 << 20

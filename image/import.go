@@ -168,7 +168,7 @@ func (b *bringing) synthesize(ctx context.Context, config ocispec.Image, raw []b
 	}
 	b.manifest = ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-		Config: memory(ocispec.MediaTypeImageConfig, raw).desc, Layers: layers,
+		Config: memory(ocispec.MediaTypeImageConfig, raw).desc, Layers: layers, Annotations: b.annotations,
 	}
 	if b.manifest.Layers == nil {
 		b.manifest.Layers = []ocispec.Descriptor{}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/onggi/onggi/content"
@@ -63,7 +64,8 @@ type lease struct {
 	s    *Store
 	f    *os.File
 	path string
-	held map[digest.Digest]bool
+	mu   sync.Mutex
+	held map[digest.Digest]bool // guarded by mu, until the lease ends
 }
 
 // newLease takes an empty lease.
@@ -91,6 +93,8 @@ func (s *Store) newLease(ctx context.Context) (*lease, error) {
 
 // add relies on the digests from now on. Preconditions: they are valid; whether they are there is looked up afterwards.
 func (l *lease) add(ctx context.Context, ds ...digest.Digest) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var b strings.Builder
 	for _, d := range ds {
 		if !l.held[d] {

@@ -182,6 +182,9 @@ func rank(want, have ocispec.Platform) int {
 	return 0
 }
 
+// Serves says whether an image for have runs where want is asked for.
+func Serves(want, have ocispec.Platform) bool { return rank(want, have) > 0 }
+
 // isAttestation: BuildKit lists its attestations as manifests of an unknown platform.
 func isAttestation(d ocispec.Descriptor) bool {
 	return d.Annotations["vnd.docker.reference.type"] != "" || d.Platform != nil && d.Platform.OS == "unknown"

@@ -302,6 +302,8 @@ type bringing struct {
 	config   ocispec.Image
 	small    []smallBlob // documents to store before the index names them
 	entry    entry
+
+	annotations map[string]string // of a manifest that synthesize makes
 }
 
 type smallBlob struct {
@@ -701,6 +703,16 @@ func (b *bringing) storeSmall(ctx context.Context) error {
 
 // nameIt writes the index: from here on the image exists. Without names it becomes a dangling image.
 func (b *bringing) nameIt(ctx context.Context, steps *undo.Stack) error {
+	e, err := b.listing()
+	if err != nil {
+		return err
+	}
+	b.entry = e
+	return b.s.nameAll(ctx, steps, b.names, []entry{e})
+}
+
+// listing is the image's entry, without a name.
+func (b *bringing) listing() (entry, error) {
 	e := entry{desc: b.desc, id: b.manifest.Config.Digest, target: b.target}
 	plat := normal(b.config.Platform)
 	e.desc.Platform, e.desc.Annotations, e.desc.URLs, e.desc.Data = &plat, nil, nil, nil
@@ -713,30 +725,37 @@ func (b *bringing) nameIt(ctx context.Context, steps *undo.Stack) error {
 	for _, d := range b.config.RootFS.DiffIDs {
 		l, err := b.s.snapshots.Layer(d)
 		if err != nil {
-			return err
+			return e, err
 		}
 		e.size += l.Size
 	}
-	b.entry = e
-	names := b.names
+	return e, nil
+}
+
+// nameAll gives the entries all names, in one change of the index; its reversal takes them back.
+func (s *Store) nameAll(ctx context.Context, steps *undo.Stack, names []string, entries []entry) error {
 	if len(names) == 0 {
 		names = []string{""}
 	}
 	var before index
 	return steps.Do("index", func() error {
-		return b.s.change(ctx, func(idx index) (index, error) {
+		return s.change(ctx, func(idx index) (index, error) {
 			before = slices.Clone(idx)
-			for _, n := range names {
-				idx = idx.name(n, e)
+			for _, e := range entries {
+				for _, n := range names {
+					idx = idx.name(n, e)
+				}
 			}
 			return idx, nil
 		})
 	}, func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
-		return b.s.change(ctx, func(now index) (index, error) {
-			for _, n := range slices.Backward(names) {
-				now = now.unname(n, e, before)
+		return s.change(ctx, func(now index) (index, error) {
+			for _, e := range slices.Backward(entries) {
+				for _, n := range slices.Backward(names) {
+					now = now.unname(n, e, before)
+				}
 			}
 			return now, nil
 		})

@@ -150,6 +150,11 @@ func (p *pushing) plan(ctx context.Context) error {
 		}
 		return p.add(ctx, e, true)
 	}
+	if entries[0].desc.Annotations[annotationMade] != "" && !p.o.Recompress {
+		if entries, err = p.s.compressMade(ctx, p.lease, entries, p.o.Compression); err != nil {
+			return err
+		}
+	}
 	target := entries[0].target
 	if target.Digest != entries[0].desc.Digest && !p.o.Recompress {
 		ok, err := p.whole(ctx, target, entries)

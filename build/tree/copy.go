@@ -160,6 +160,7 @@ type manner struct {
 	replace  bool
 	contents bool
 	more     *filter
+	noDevice func(path string) // is told of a device file, which is not made then
 }
 
 func (h *manner) modeOf(st *unix.Stat_t) uint32 {
@@ -405,6 +406,10 @@ func (c *copier) one(e *file, dirfd int, name string) (err error) {
 	if ids == nil {
 		uid, gid := c.src.owner(&e.st)
 		ids = &IDs{uid, gid}
+	}
+	if kind := e.st.Mode & unix.S_IFMT; c.how.noDevice != nil && (kind == unix.S_IFCHR || kind == unix.S_IFBLK) {
+		c.how.noDevice(e.path)
+		return nil
 	}
 	mode := c.how.modeOf(&e.st)
 	ts := c.src.modified(&e.st)

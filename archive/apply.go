@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/pagecache"
 	"github.com/onggi/onggi/pathrs"
 	"golang.org/x/sys/unix"
 )
@@ -361,6 +362,10 @@ const holeSize = 64 << 10
 
 var zeros [holeSize]byte
 
+// earlySize is the least file that is sent to the disk as soon as it is complete; smaller ones wait for the sync at the
+// end, which writes many of them at once.
+const earlySize = 64 << 10
+
 // copy writes the entry's content.
 func (a *applier) copy(fd int, h *tar.Header) error {
 	sparse := isSparse(h)
@@ -369,6 +374,7 @@ func (a *applier) copy(fd int, h *tar.Header) error {
 			return err
 		}
 	}
+	behind := pagecache.Writer{FD: fd}
 	for off := int64(0); off < h.Size; {
 		if off > 0 {
 			if err := a.ctx.Err(); err != nil {
@@ -387,7 +393,12 @@ func (a *applier) copy(fd int, h *tar.Header) error {
 		if err != nil {
 			return err
 		}
-		off += int64(n)
+		if off += int64(n); off < h.Size {
+			behind.Wrote(off)
+		}
+	}
+	if h.Size >= earlySize {
+		pagecache.Start(fd, 0, h.Size)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"sync"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/pagecache"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -200,12 +201,15 @@ func (w *Ingest) Verify() error {
 
 // Follow returns a reader from the blob's first byte on that waits for what is not written yet. It reaches io.EOF only
 // after Verify has succeeded; an error of the writing side, or Close, is its error too. It need not be closed.
-func (w *Ingest) Follow(ctx context.Context) io.Reader { return &follower{w: w, ctx: ctx} }
+func (w *Ingest) Follow(ctx context.Context) io.Reader {
+	return &follower{w: w, ctx: ctx, behind: pagecache.Reader{FD: int(w.f.Fd())}}
+}
 
 type follower struct {
-	w   *Ingest
-	ctx context.Context
-	off int64
+	w      *Ingest
+	ctx    context.Context
+	off    int64
+	behind pagecache.Reader // what was read is not read again, as a rule
 }
 
 func (r *follower) Read(p []byte) (int, error) {
@@ -219,6 +223,7 @@ func (r *follower) Read(p []byte) (int, error) {
 	n, err := r.w.f.ReadAt(p[:min(int64(len(p)), ready)], r.off)
 	r.off += int64(n)
 	if n > 0 {
+		r.behind.Read(r.off)
 		return n, nil
 	}
 	return 0, err

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/pagecache"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -279,6 +280,7 @@ func (w *Ingest) writeChunk(i int, p []byte, off int64) error {
 		w.mu.Unlock()
 	}
 	if full {
+		pagecache.Start(int(w.f.Fd()), int64(i)*chunkSize, int64(i)*chunkSize+w.chunkLen(i))
 		if err := w.mark(i, landed); err != nil {
 			return w.fail(blobError("store", w.desc.Digest, err))
 		}

@@ -114,11 +114,6 @@ func (h *held) sweep(ctx context.Context, id string) (err error) {
 		return err
 	}
 	if exists(e.stateDir(id)) {
-		if exists(e.pendingPath(id)) {
-			if err := h.dropOtherNames(); err != nil {
-				return err
-			}
-		}
 		return h.settle()
 	}
 	return nil
@@ -356,7 +351,7 @@ func (e *Engine) sweepVolumes() error {
 	if err != nil {
 		return err
 	}
-	used, err := e.usedVolumes()
+	used, err := e.usedVolumes("")
 	if err != nil {
 		return err
 	}

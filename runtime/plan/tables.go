@@ -139,7 +139,7 @@ var mountOptions = [...]mountOption{
 
 // MountOptions lists the options of mounts[].options that have a meaning of their own; others go to the file system.
 func MountOptions() []string {
-	out := []string{"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount", "defaults", "loud", "silent", "iversion", "noiversion", "acl", "noacl"}
+	out := []string{"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount", "defaults", "loud", "silent", "iversion", "noiversion"}
 	for _, o := range superOptions {
 		out = append(out, o.name)
 	}
@@ -186,7 +186,7 @@ type options struct {
 	bind, rbind, copyUp  bool
 	remount              bool
 	idmap, ridmap        bool
-	old                  uint64 // flags that only mount(2) takes: MS_I_VERSION and MS_POSIXACL
+	iversion             bool
 	set, clear           uint64
 	rset, rclear         uint64
 	propagation          uint64
@@ -235,13 +235,9 @@ next:
 		case "ridmap":
 			o.ridmap = true
 		case "iversion":
-			o.old |= unix.MS_I_VERSION
+			o.iversion = true
 		case "noiversion":
-			o.old &^= unix.MS_I_VERSION
-		case "acl":
-			o.old |= unix.MS_POSIXACL
-		case "noacl":
-			o.old &^= unix.MS_POSIXACL
+			o.iversion = false
 		case "defaults", "loud", "silent", "":
 			// the kernel's default, and which of its messages are logged
 		default:
@@ -260,11 +256,8 @@ func (o *options) changes() (out []string) {
 			}
 		}
 	}
-	if o.old&unix.MS_I_VERSION != 0 {
+	if o.iversion {
 		out = append(out, "iversion")
-	}
-	if o.old&unix.MS_POSIXACL != 0 {
-		out = append(out, "acl")
 	}
 	return out
 }
@@ -281,7 +274,10 @@ func (o *options) superFlags() (f uint64) {
 			}
 		}
 	}
-	return f | o.old
+	if o.iversion {
+		f |= unix.MS_I_VERSION
+	}
+	return f
 }
 
 // legacyFlags are the attributes of a mount for mount(2).

@@ -8,9 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"syscall"
-	"time"
 
 	profile "github.com/moby/profiles/seccomp"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
@@ -114,72 +111,4 @@ func (b *bench) pullImage() error {
 		}
 	}
 	return nil
-}
-
-// pull pulls that image cold with each engine, into a store that has just been made and with daemons that have just been
-// started, and again when nothing has changed. Nothing is removed before the end: ext4 avoids inodes that were deleted
-// in the last seconds, which would charge one engine for the other's removal. What others write is synced before.
-func (b *bench) pull() {
-	before := len(b.daemons)
-	defer b.stopTo(before)
-	if err := b.startRegistry(); err != nil {
-		fmt.Println("pull is left out:", err)
-		return
-	}
-	if err := b.pullImage(); err != nil {
-		fmt.Println("pull is left out:", err)
-		return
-	}
-	image := registryAddr + "/bench:v1"
-	ours := func(bin, store string) []string {
-		return []string{bin, "--root", b.dir(store), "--run-root", b.dir(store + "-run"), "pull", image}
-	}
-	// Each is given a store's name and returns what to run.
-	engines := map[string]func(store string) ([]string, error){
-		"onggi": func(store string) ([]string, error) { return ours(b.onggi(), store), nil },
-		"podman": func(store string) ([]string, error) {
-			return append(b.podman(store), "pull", "--tls-verify=false", image), nil
-		},
-		"docker": func(store string) ([]string, error) {
-			argv, err := b.startDocker(store, "--bridge=none", "--iptables=false")
-			return append(argv, "pull", image), err
-		},
-		"containerd (ctr)": func(store string) ([]string, error) {
-			argv, err := b.startContainerd(store)
-			return append(argv, "images", "pull", "--plain-http", image), err
-		},
-	}
-	order := []string{"onggi", "podman", "docker", "containerd (ctr)"}
-	if b.old != "" {
-		engines["onggi (old)"] = func(store string) ([]string, error) { return ours(filepath.Join(b.old, "onggi"), store), nil }
-		order = slices.Insert(order, 1, "onggi (old)")
-	}
-	var cold, again []*contender
-	for i, name := range order {
-		c, a := &contender{name: name}, &contender{name: name}
-		cold, again = append(cold, c), append(again, a)
-		round, daemons := 0, 0
-		c.argv = []string{"set below"}
-		c.prepare = func() (err error) {
-			round++
-			daemons = len(b.daemons)
-			c.argv, err = engines[name](fmt.Sprintf("pull%d-%d", i, round))
-			a.argv = c.argv
-			syscall.Sync()
-			time.Sleep(2 * time.Second)
-			return err
-		}
-		c.after = func() error {
-			if c.err == nil {
-				b.rounds(3, a)
-			}
-			b.stopTo(daemons)
-			return nil
-		}
-	}
-	n := max(3, b.n/7)
-	b.rounds(n, cold...)
-	b.table(fmt.Sprintf("image: cold pull and unpack from a loopback registry, each into a new store (%d rounds)", n),
-		[]aim{{than: []string{"podman", "docker", "containerd (ctr)"}, times: 1.5}}, cold...)
-	b.table(fmt.Sprintf("image: pull again, nothing changed (%d rounds of 3)", n), nil, again...)
 }

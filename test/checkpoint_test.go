@@ -38,7 +38,12 @@ func newSaved(t *testing.T, change func(*specs.Spec)) *saved {
 	}
 	dir := shortDir(t)
 	s := &saved{t: t, dir: dir, bundle: filepath.Join(dir, "b"), id: "ck" + filepath.Base(dir)[len("onggi-dropin."):]}
-	t.Cleanup(func() { _, _ = s.do("delete", "--force", s.id) })
+	t.Cleanup(func() {
+		_, _ = s.do("delete", "--force", s.id)
+		for _, d := range []string{"", "unified"} { // the parent of all tests' groups
+			_ = os.Remove(filepath.Join("/sys/fs/cgroup", d, "onggi-checkpoint"))
+		}
+	})
 	root := filepath.Join(s.bundle, "rootfs")
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		t.Fatal(err)
@@ -267,7 +272,6 @@ func TestCheckpointAndRestore(t *testing.T) {
 	if hits, _ := filepath.Glob("/sys/fs/cgroup/onggi-checkpoint/" + s.id); len(hits) > 0 {
 		t.Errorf("control group %v is left", hits)
 	}
-	_ = os.Remove("/sys/fs/cgroup/onggi-checkpoint")
 }
 
 // TestCheckpointLeavesRunning: --leave-running and --pre-dump with --parent-path do not stop it.

@@ -71,7 +71,13 @@ func apparmor() bool {
 
 func selinux() bool {
 	var st unix.Statfs_t
-	return unix.Statfs("/sys/fs/selinux", &st) == nil && st.Type == unix.SELINUX_MAGIC
+	if unix.Statfs("/sys/fs/selinux", &st) != nil || st.Type != unix.SELINUX_MAGIC {
+		return false
+	}
+	// Without a policy every process is "kernel", and the kernel takes any label and ignores it (the kernel's
+	// initial_sid_to_string.h; systemd mounts selinuxfs on such a host as well).
+	b, err := os.ReadFile("/proc/self/attr/current")
+	return err == nil && string(bytes.TrimRight(b, "\x00\n")) != "kernel"
 }
 
 func has(list []string, s string) bool {

@@ -1,6 +1,6 @@
 package cgroup
 
-//lint:file-ignore SA1019 the deprecated limits are refused by name, not ignored
+//lint:file-ignore SA1019 deprecated limits are looked at too
 
 import (
 	"errors"
@@ -201,6 +201,22 @@ func (g *Group) applyPids(limit int64) error {
 
 // Memory.
 
+// Obsolete names the limits in r that Apply leaves out because the kernel does not have them any more, for a warning:
+// memory.kernel (Linux 5.16 took the last of it away) and on v2 memory.kernelTCP. The specification deprecates both.
+// Their values are checked all the same.
+func (l *Layout) Obsolete(r *runspec.LinuxResources) (fields []string) {
+	if r == nil || r.Memory == nil {
+		return nil
+	}
+	if m := r.Memory; isSet(m.Kernel) && *m.Kernel != -1 {
+		fields = append(fields, "linux.resources.memory.kernel")
+	}
+	if m := r.Memory; l.Controllers["memory"] == "" && isSet(m.KernelTCP) && *m.KernelTCP != -1 {
+		fields = append(fields, "linux.resources.memory.kernelTCP")
+	}
+	return fields
+}
+
 func (g *Group) applyMemory(m *runspec.LinuxMemory) error {
 	for _, f := range [...]struct {
 		name string
@@ -210,15 +226,11 @@ func (g *Group) applyMemory(m *runspec.LinuxMemory) error {
 			return invalid("memory."+f.name, i64(*f.v)+" is neither -1 nor a number of bytes")
 		}
 	}
-	if isSet(m.Kernel) && *m.Kernel != -1 {
-		return refuse("memory.kernel", "no kernel since 5.4 limits kernel memory apart from the rest",
-			"leave it out: linux.resources.memory.limit counts kernel memory too")
-	}
 	if m.UseHierarchy != nil && !*m.UseHierarchy {
 		return refuse("memory.useHierarchy", "the kernel always counts the groups below with their parent (v2, and v1 since 5.11)",
 			"leave it out")
 	}
-	asks := isSet(m.Limit) || isSet(m.Swap) || isSet(m.Reservation) || isSet(m.KernelTCP) || m.Swappiness != nil ||
+	asks := isSet(m.Limit) || isSet(m.Swap) || isSet(m.Reservation) || isSet(m.KernelTCP) && g.l.Controllers["memory"] != "" || m.Swappiness != nil ||
 		m.DisableOOMKiller != nil && *m.DisableOOMKiller
 	if !asks {
 		if m.DisableOOMKiller != nil {
@@ -247,8 +259,8 @@ func (g *Group) applyMemory(m *runspec.LinuxMemory) error {
 			return err
 		}
 	}
-	if isSet(m.KernelTCP) && !(d.h.v2 && *m.KernelTCP == -1) {
-		if err := d.set("memory.kernelTCP", d.pick("memory.kmem.tcp.limit_in_bytes", ""), i64(*m.KernelTCP)); err != nil {
+	if isSet(m.KernelTCP) && !d.h.v2 {
+		if err := d.set("memory.kernelTCP", "memory.kmem.tcp.limit_in_bytes", i64(*m.KernelTCP)); err != nil {
 			return err
 		}
 	}

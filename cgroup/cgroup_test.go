@@ -470,7 +470,7 @@ func TestApplyMemory(t *testing.T) {
 	}{
 		{"memory.swap", errdefs.InvalidArgument, runspec.LinuxMemory{Limit: ptr(int64(64 * mib)), Swap: ptr(int64(32 * mib))}},
 		{"memory.limit", errdefs.InvalidArgument, runspec.LinuxMemory{Limit: ptr(int64(-2))}},
-		{"memory.kernel", errdefs.Unsupported, runspec.LinuxMemory{Kernel: ptr(int64(64 * mib))}},
+		{"memory.kernel", errdefs.InvalidArgument, runspec.LinuxMemory{Kernel: ptr(int64(-2))}},
 		{"memory.swappiness", errdefs.InvalidArgument, runspec.LinuxMemory{Swappiness: ptr(uint64(101))}},
 		{"memory.useHierarchy", errdefs.Unsupported, runspec.LinuxMemory{UseHierarchy: ptr(false)}},
 	} {

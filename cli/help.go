@@ -46,7 +46,7 @@ func (a *app) help(c *cobra.Command, _ []string) {
 			}
 		}
 	} else {
-		for _, group := range []string{groupRun, groupLook, groupImages, groupHost} {
+		for _, group := range []string{groupRun, groupLook, groupImages, groupData, groupHost} {
 			section(group + ":")
 			for _, sub := range c.Commands() {
 				if sub.Annotations["group"] == group {

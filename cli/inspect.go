@@ -133,6 +133,8 @@ type containerJSON struct {
 type stateJSON struct {
 	Status     string
 	Running    bool
+	Paused     bool
+	Restarting bool
 	OOMKilled  bool
 	Dead       bool
 	Pid        int
@@ -276,7 +278,7 @@ func inspectContainer(k *engine.Container, img *image.Image) *containerJSON {
 		ID: k.ID, Created: stamp(k.Created), Image: k.ImageID.String(), LogPath: k.LogPath, Name: "/" + c.Name,
 		Driver: "overlayfs", Platform: "linux", Args: []string{}, Warnings: k.Warnings,
 		State: stateJSON{
-			Status: string(k.Status), Running: k.Status == engine.Running, Dead: k.Status == engine.Dead,
+			Status: string(k.State()), Running: k.Status == engine.Running, Paused: k.Paused, Dead: k.Status == engine.Dead,
 			StartedAt: stamp(k.StartedAt), FinishedAt: stamp(time.Time{}),
 		},
 	}

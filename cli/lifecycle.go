@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"strconv"
-	"time"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/spec"
@@ -11,31 +10,26 @@ import (
 )
 
 func buildStop(a *app, c *cobra.Command) {
-	var seconds string
+	var f stopFlags
 	c.Use = "stop [FLAGS] CONTAINER [CONTAINER...]"
 	c.Long = `Send containers their stop signal (SIGTERM, or what --stop-signal or the image says), wait, and kill those that have
 not ended by then. Several containers are stopped at the same time.`
 	c.Example = `  onggi stop web db
   onggi stop -t 60 db                           a minute to write everything down
   onggi stop $(onggi ps -q)                     all that run`
-	c.Flags().StringVarP(&seconds, "time", "t", "", "`seconds` to wait before killing (default the container's --stop-timeout, or 10)")
+	f.add(c)
 	c.Args = takes(1, -1, "the names or ids of containers")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		var grace *time.Duration
-		if c.Flags().Changed("time") {
-			n, err := parseInt(seconds, 0, 1<<31-1)
-			if err != nil {
-				return reading("--time", seconds, err)
-			}
-			d := time.Duration(n) * time.Second
-			grace = &d
+		o, err := f.options(c)
+		if err != nil {
+			return err
 		}
 		return a.each(c, args, func(ctx context.Context, name string) (string, error) {
 			e, err := a.open()
 			if err != nil {
 				return "", err
 			}
-			return name, e.Stop(ctx, name, grace)
+			return name, e.StopWith(ctx, name, o)
 		})
 	}
 }

@@ -94,7 +94,7 @@ func newContainerRow(k *engine.Container, now time.Time, noTrunc bool) container
 	r := containerRow{
 		Command: `"` + command + `"`, CreatedAt: k.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"), ID: id, Image: k.Config.Image,
 		Mounts: strings.Join(mounts, ","), Names: k.Config.Name, Networks: k.Config.Network, RunningFor: ago(k.Created, now),
-		State: string(k.Status), Status: statusText(k, now),
+		State: string(k.State()), Status: statusText(k, now),
 	}
 	for key, value := range k.Config.Labels {
 		r.Labels += "," + key + "=" + value
@@ -112,7 +112,11 @@ func newContainerRow(k *engine.Container, now time.Time, noTrunc bool) container
 func statusText(k *engine.Container, now time.Time) string {
 	switch k.Status {
 	case engine.Running:
-		return "Up " + humanTime(now.Sub(k.StartedAt))
+		up := "Up " + humanTime(now.Sub(k.StartedAt))
+		if k.Paused {
+			up += " (Paused)"
+		}
+		return up
 	case engine.Exited:
 		if k.Exit == nil {
 			return "Exited (unknown)"
@@ -147,19 +151,7 @@ func mountNames(k *engine.Container) []string {
 
 // portsText prints published ports as docker does: neighbouring ones as a range, sorted.
 func portsText(ports []network.Port) string {
-	ports = slices.Clone(ports)
-	slices.SortFunc(ports, func(a, b network.Port) int {
-		if c := a.HostIP.Compare(b.HostIP); c != 0 {
-			return c
-		}
-		if c := strings.Compare(a.Protocol, b.Protocol); c != 0 {
-			return c
-		}
-		if a.ContainerPort != b.ContainerPort {
-			return int(a.ContainerPort) - int(b.ContainerPort)
-		}
-		return int(a.HostPort) - int(b.HostPort)
-	})
+	ports = sortedPorts(ports)
 	var out []string
 	for i := 0; i < len(ports); {
 		j := i + 1
@@ -179,6 +171,24 @@ func portsText(ports []network.Port) string {
 		i = j
 	}
 	return strings.Join(out, ", ")
+}
+
+// sortedPorts are the ports by address, protocol and number.
+func sortedPorts(ports []network.Port) []network.Port {
+	ports = slices.Clone(ports)
+	slices.SortFunc(ports, func(a, b network.Port) int {
+		if c := a.HostIP.Compare(b.HostIP); c != 0 {
+			return c
+		}
+		if c := strings.Compare(a.Protocol, b.Protocol); c != 0 {
+			return c
+		}
+		if a.ContainerPort != b.ContainerPort {
+			return int(a.ContainerPort) - int(b.ContainerPort)
+		}
+		return int(a.HostPort) - int(b.HostPort)
+	})
+	return ports
 }
 
 func portRange(first, last uint16) string {

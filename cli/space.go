@@ -24,6 +24,12 @@ func systemCommands() []command {
 	}
 }
 
+func containerCommands() []command {
+	return []command{
+		{"prune", "Remove containers that do not run", groupRun, buildContainerPrune},
+	}
+}
+
 func imageCommands() []command {
 	return []command{
 		{"ls", "List images (as onggi images)", groupImages, buildImages},
@@ -246,6 +252,18 @@ func pruneFilters(list []string, o *engine.PruneOptions) error {
 			o.Label = append(o.Label, value)
 		case key == "label!":
 			o.Label = append(o.Label, "!"+value)
+		case key == "all" && (o.Volumes || o.AllVolumes) && !o.Containers: // how docker's clients say volume prune -a
+			all, err := parseBool(value, true)
+			if err != nil {
+				return reading("--filter", s, err)
+			}
+			o.AllVolumes = o.AllVolumes || all
+		case key == "dangling" && (o.Images || o.AllImages) && !o.Containers: // how docker's clients say image prune -a
+			dangling, err := parseBool(value, true)
+			if err != nil {
+				return reading("--filter", s, err)
+			}
+			o.AllImages = o.AllImages || !dangling
 		case key == "dangling":
 			return reading("--filter", s, &errdefs.Error{Why: "images without a name are pruned by default", Fix: "use -a for those with one"})
 		default:
@@ -261,13 +279,48 @@ type pruneFlags struct {
 	filters                 []string
 }
 
-func (p *pruneFlags) add(c *cobra.Command) {
+func (p *pruneFlags) add(c *cobra.Command, all string) {
 	f := c.Flags()
-	f.BoolVarP(&p.all, "all", "a", false, "also images that have a name, if no container uses them")
+	if all != "" {
+		f.BoolVarP(&p.all, "all", "a", false, all)
+	}
 	f.BoolVarP(&p.force, "force", "f", false, "do not ask")
 	f.StringArrayVar(&p.filters, "filter", nil, "only what `condition` says: until=TIME (made before), label=KEY[=VALUE], label!=KEY[=VALUE]")
 	f.BoolVar(&p.dryRun, "dry-run", false, "print what would be removed, and remove nothing")
 	f.BoolVar(&p.now, "now", false, "delete at once instead of keeping it in the trash: it cannot be undone")
+}
+
+const allImages = "also images that have a name, if no container uses them"
+
+func buildContainerPrune(a *app, c *cobra.Command) {
+	var p pruneFlags
+	c.Use = "prune [FLAGS]"
+	c.Long = `Remove all containers that do not run. What will go is listed first. It goes to the trash, from where "onggi undo" brings
+it back, with all its files. Volumes stay.`
+	c.Example = `  onggi container prune
+  onggi container prune -f --filter until=24h
+  onggi container prune --filter label!=keep --dry-run`
+	p.add(c, "")
+	c.Args = takes(0, 0, "no arguments")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.prune(c, &p, engine.PruneOptions{Containers: true})
+	}
+}
+
+func buildVolumePrune(a *app, c *cobra.Command) {
+	var p pruneFlags
+	c.Use = "prune [FLAGS]"
+	c.Long = `Remove anonymous volumes that no container uses; with -a all that no container uses. What will go is listed first. It goes
+to the trash, from where "onggi undo" brings it back.`
+	c.Example = `  onggi volume prune
+  onggi volume prune -a --filter label!=keep
+  onggi volume prune -a --dry-run`
+	p.add(c, "also volumes that have a name, if no container uses them")
+	c.Flags().Lookup("filter").Usage = "only what `condition` says: label=KEY[=VALUE], label!=KEY[=VALUE]"
+	c.Args = takes(0, 0, "no arguments")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return a.prune(c, &p, engine.PruneOptions{Volumes: true, AllVolumes: p.all})
+	}
 }
 
 func buildImagePrune(a *app, c *cobra.Command) {
@@ -278,7 +331,7 @@ first. It goes to the trash, from where "onggi undo" brings it back.`
 	c.Example = `  onggi image prune
   onggi image prune -a --filter until=240h
   onggi image prune --dry-run -a`
-	p.add(c)
+	p.add(c, allImages)
 	c.Args = takes(0, 0, "no arguments")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.prune(c, &p, engine.PruneOptions{Images: true, AllImages: p.all})
@@ -292,13 +345,13 @@ func buildSystemPrune(a *app, c *cobra.Command) {
 	)
 	c.Use = "prune [FLAGS]"
 	c.Long = `Remove containers that do not run and images that have no name and no container; with -a all images that no container
-uses. What will go is listed first. Containers and images go to the trash, from where "onggi undo" brings them back until
-their time is over (onggi system limits) or space is needed; volumes are deleted. Downloads that were broken off, and what
-killed commands left, go too.`
+uses, with --volumes also anonymous volumes that no container uses. What will go is listed first. Containers, images and
+volumes go to the trash, from where "onggi undo" brings them back until their time is over (onggi system limits) or space is
+needed. Downloads that were broken off, and what killed commands left, go too.`
 	c.Example = `  onggi system prune
   onggi system prune -a -f
   onggi system prune --trash                    give back the space of what was removed before`
-	p.add(c)
+	p.add(c, allImages)
 	c.Flags().BoolVar(&volumes, "volumes", false, "also anonymous volumes that no container uses")
 	c.Flags().BoolVar(&trash, "trash", false, "only empty the trash: what was removed before cannot be undone then")
 	c.Args = takes(0, 0, "no arguments")
@@ -317,6 +370,9 @@ killed commands left, go too.`
 func (a *app) prune(c *cobra.Command, p *pruneFlags, o engine.PruneOptions) error {
 	if err := pruneFilters(p.filters, &o); err != nil {
 		return err
+	}
+	if (o.Volumes || o.AllVolumes) && !o.Until.IsZero() {
+		return reading("--filter", "until", &errdefs.Error{Why: "the filter until is not supported with volumes: what matters is when their data was written", Fix: "filter by label, or leave --volumes out"})
 	}
 	e, err := a.open()
 	if err != nil {
@@ -351,29 +407,22 @@ func (a *app) prune(c *cobra.Command, p *pruneFlags, o engine.PruneOptions) erro
 			return err
 		}
 	}
-	removed, err := e.Prune(ctx, plan, to)
-	if err != nil {
-		return err
-	}
+	done, err := e.Prune(ctx, plan, to)
 	var b strings.Builder
-	if len(plan.Containers) > 0 {
-		b.WriteString("Deleted Containers:\n")
-		for _, c := range plan.Containers {
-			b.WriteString(c.ID + "\n")
+	section := func(title string, lines []string) {
+		if len(lines) > 0 {
+			b.WriteString(title + ":\n" + strings.Join(lines, "\n") + "\n\n")
 		}
-		b.WriteByte('\n')
 	}
-	if len(plan.Volumes) > 0 {
-		b.WriteString("Deleted Volumes:\n")
-		for _, v := range plan.Volumes {
-			b.WriteString(v.Name + "\n")
-		}
-		b.WriteByte('\n')
+	section("Deleted Containers", done.Containers)
+	section("Deleted Volumes", done.Volumes)
+	if len(done.Images) > 0 {
+		b.WriteString("Deleted Images:\n" + removedText(done.Images) + "\n")
 	}
-	if len(removed) > 0 {
-		b.WriteString("Deleted Images:\n" + removedText(removed) + "\n")
+	if err != nil {
+		return errors.Join(err, a.print(b.String()))
 	}
-	if to != nil && len(plan.Containers)+len(plan.Images) > 0 {
+	if to != nil && len(done.Containers)+len(done.Images)+len(done.Volumes) > 0 {
 		fmt.Fprintf(&b, "In the trash until %s: onggi undo %s\n", to.Expires.Local().Format(time.DateTime), to.ID)
 		fmt.Fprintf(&b, "Reclaimable space: %s\n", humanSize(size, 4))
 		return a.print(b.String())
@@ -393,7 +442,11 @@ func planText(p *engine.Plan) (string, int64) {
 		line("container", c.Config.Name, c.Size(), "  "+string(c.Status)+", of "+c.Config.Image)
 	}
 	for _, v := range p.Volumes {
-		line("volume", v.Name, v.Size, "")
+		kind := ""
+		if v.Anonymous {
+			kind = "  anonymous"
+		}
+		line("volume", v.Name, v.Size, kind)
 	}
 	for _, i := range p.Images {
 		name := strings.Join(i.Names, ", ")
@@ -452,8 +505,8 @@ func removedText(list []image.Removed) string {
 func buildUndo(a *app, c *cobra.Command) {
 	var list bool
 	c.Use = "undo [FLAGS] [REMOVAL]"
-	c.Long = `Bring back what the last "rmi" or "prune" has removed, or an earlier one by its id: images with their names, containers with
-their files. It can be done until the removal's time is over (24 hours, see onggi system limits), the trash is emptied
+	c.Long = `Bring back what the last "rmi", "volume rm" or "prune" has removed, or an earlier one by its id: images with their names,
+containers with their files, volumes with their data. It can be done until the removal's time is over (24 hours, see onggi system limits), the trash is emptied
 (onggi system prune --trash), or space is needed.`
 	c.Example = `  onggi undo
   onggi undo --list
@@ -481,6 +534,7 @@ their files. It can be done until the removal's time is over (24 hours, see ongg
 				{"COMMAND", func(r *engine.Removal) string { return r.Command }},
 				{"IMAGES", func(r *engine.Removal) string { return strings.Join(r.Images, ", ") }},
 				{"CONTAINERS", func(r *engine.Removal) string { return strings.Join(r.Containers, ", ") }},
+				{"VOLUMES", func(r *engine.Removal) string { return strings.Join(r.Volumes, ", ") }},
 			}))
 		}
 		ctx, cancel := a.context(c.Context())

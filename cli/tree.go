@@ -23,6 +23,7 @@ const (
 	groupRun    = "Containers"
 	groupLook   = "Looking at containers"
 	groupImages = "Images"
+	groupData   = "Data"
 	groupHost   = "This host"
 )
 
@@ -34,12 +35,17 @@ func commands() []command {
 		{"start", "Start containers that are created or have ended", groupRun, buildStart},
 		{"exec", "Run another command in a running container", groupRun, buildExec},
 		{"stop", "Ask containers to end, and kill them when they do not", groupRun, buildStop},
+		{"restart", "Stop containers and start them again", groupRun, buildRestart},
 		{"kill", "Send a signal to containers", groupRun, buildKill},
+		{"pause", "Let containers stand still", groupRun, buildPause},
+		{"unpause", "Let paused containers go on", groupRun, buildUnpause},
 		{"wait", "Wait until containers end and print their exit codes", groupRun, buildWait},
+		{"rename", "Give a container another name", groupRun, buildRename},
 		{"rm", "Remove containers", groupRun, buildRm},
 		{"ps", "List containers", groupLook, buildPs},
 		{"logs", "Print what a container has written", groupLook, buildLogs},
 		{"inspect", "Print all that is known about containers or images", groupLook, buildInspect},
+		{"port", "Print where a container's ports are published", groupLook, buildPort},
 		{"diff", "List what a container has otherwise than its image", groupLook, buildDiff},
 		{"build", "Make an image from a Dockerfile", groupImages, buildBuild},
 		{"pull", "Bring an image in from a registry", groupImages, buildPull},
@@ -57,7 +63,9 @@ func commands() []command {
 		{"history", "Show how an image came to be", groupImages, buildHistory},
 		{"manifest", "Look at manifests, make lists of images for several platforms", groupImages, group(manifestCommands)},
 		{"search", "Say where to search for images", groupImages, buildSearch},
-		{"undo", "Bring back what rmi or prune has removed", groupHost, buildUndo},
+		{"container", "Prune containers", groupRun, group(containerCommands)},
+		{"volume", "Data that outlives containers", groupData, group(volumeCommands)},
+		{"undo", "Bring back what rmi, volume rm or prune has removed", groupHost, buildUndo},
 		{"builder", "What builds have left to be used again", groupHost, group(builderCommands)},
 		{"system", "What the store takes, and how to get it back", groupHost, group(systemCommands)},
 		{"info", "Describe this host and its store", groupHost, buildInfo},

@@ -50,7 +50,7 @@ func (e *Engine) Commit(ctx context.Context, idOrName string, o CommitOptions) (
 			return nil, err
 		}
 	}
-	if o.Pause && r.Status == Running {
+	if o.Pause && r.Status == Running && !r.Paused {
 		layout, err := cgroup.Detect()
 		if err != nil {
 			return nil, err

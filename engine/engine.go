@@ -39,6 +39,8 @@ const (
 	Exited   Status = "exited"
 	Removing Status = "removing"
 	Dead     Status = "dead" // its monitor was killed
+
+	Paused Status = "paused" // of Container.State only: a container that is paused runs
 )
 
 // Container is a container's record with its effective status.
@@ -48,6 +50,7 @@ type Container struct {
 	ImageID   digest.Digest       `json:"imageID"`
 	Created   time.Time           `json:"created"`
 	Status    Status              `json:"status"`
+	Paused    bool                `json:"paused,omitempty"` // it runs, and stands still
 	Pid       int                 `json:"pid,omitempty"`
 	StartedAt time.Time           `json:"startedAt,omitzero"`
 	Exit      *monitor.Exit       `json:"exit,omitempty"`
@@ -57,4 +60,12 @@ type Container struct {
 	Warnings []string          `json:"warnings,omitempty"`
 	Volumes  map[string]string `json:"volumes,omitempty"` // volume name by container path
 	LogPath  string            `json:"logPath,omitempty"`
+}
+
+// State is the status with what a user is told besides: Paused where Status is Running.
+func (c *Container) State() Status {
+	if c.Status == Running && c.Paused {
+		return Paused
+	}
+	return c.Status
 }

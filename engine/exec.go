@@ -40,6 +40,9 @@ func (e *Engine) ExecCommand(ctx context.Context, idOrName string, c ExecConfig)
 	if r.Status != Running {
 		return nil, notRunning("exec in", idOrName)
 	}
+	if r.Paused {
+		return nil, paused("exec in", idOrName)
+	}
 	run := e.runDir(r.ID)
 	b, err := readBounded(filepath.Join(run, "config.json"), maxState)
 	if err != nil {

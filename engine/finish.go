@@ -70,6 +70,9 @@ func (h *held) cleanup(ctx context.Context) error {
 		}
 	}
 	if r.Config.AutoRemove && recorded == Running {
+		if e.restarting(r.ID) {
+			return nil // it is started again, or removed by who fails to
+		}
 		return h.remove(ctx, true)
 	}
 	if recorded == Running {
@@ -209,15 +212,26 @@ func (e *Engine) Wait(ctx context.Context, idOrName string) (*monitor.Exit, erro
 	}
 }
 
-// Stop sends the stop signal, waits for the grace time (timeout overrides it when not nil; negative waits for ever),
-// then kills. A container that does not run is left alone; what a killed monitor has left of one is killed.
+// StopOptions of StopWith and Restart.
+type StopOptions struct {
+	Timeout *time.Duration // nil: the container's own; negative waits for ever
+	Signal  int            // 0: the container's own
+}
+
+// Stop is StopWith with the container's own signal.
 func (e *Engine) Stop(ctx context.Context, idOrName string, timeout *time.Duration) error {
+	return e.StopWith(ctx, idOrName, StopOptions{Timeout: timeout})
+}
+
+// StopWith sends the stop signal, waits for the grace time, then kills. A paused container goes on for that. One that does
+// not run is left alone; what a killed monitor has left of one is killed.
+func (e *Engine) StopWith(ctx context.Context, idOrName string, o StopOptions) error {
 	r, err := e.get(idOrName)
 	if err != nil {
 		return err
 	}
 	if r.Status != Dead {
-		err = e.stop(ctx, r, idOrName, timeout)
+		err = e.stop(ctx, r, idOrName, o)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -240,7 +254,7 @@ func (e *Engine) again(r *record) Status {
 	return now.Status
 }
 
-func (e *Engine) stop(ctx context.Context, r *record, idOrName string, timeout *time.Duration) error {
+func (e *Engine) stop(ctx context.Context, r *record, idOrName string, o StopOptions) error {
 	c, err := e.dial(ctx, r, "stop", idOrName)
 	if errdefs.Is(err, errdefs.Conflict) {
 		return nil
@@ -249,19 +263,22 @@ func (e *Engine) stop(ctx context.Context, r *record, idOrName string, timeout *
 		return err
 	}
 	defer c.Close()
-	sig := int(syscall.SIGTERM)
-	if s := cmpOr(r.Config.StopSignal, r.Image.StopSignal); s != "" {
-		if sig, err = spec.ParseSignal("the stop signal", s); err != nil {
+	sig := o.Signal
+	if sig == 0 {
+		if sig, err = r.stopSignal(); err != nil {
 			return err
 		}
 	}
 	grace := r.Config.StopGrace()
-	if timeout != nil {
-		if grace = *timeout; grace < 0 {
+	if o.Timeout != nil {
+		if grace = *o.Timeout; grace < 0 {
 			grace = 1<<63 - 1
 		}
 	}
 	if err := signal(ctx, c, sig); err != nil {
+		return err
+	}
+	if err := e.thaw(r); err != nil {
 		return err
 	}
 	patience, cancel := context.WithTimeout(ctx, grace)
@@ -280,6 +297,14 @@ func (e *Engine) stop(ctx context.Context, r *record, idOrName string, timeout *
 	return err
 }
 
+// stopSignal is the signal that asks the container to end.
+func (r *record) stopSignal() (int, error) {
+	if s := cmpOr(r.Config.StopSignal, r.Image.StopSignal); s != "" {
+		return spec.ParseSignal("the stop signal", s)
+	}
+	return int(syscall.SIGTERM), nil
+}
+
 // signal sends a signal; that the container has just ended is no error.
 func signal(ctx context.Context, c *monitor.Client, sig int) error {
 	err := c.Signal(ctx, sig)
@@ -289,7 +314,8 @@ func signal(ctx context.Context, c *monitor.Client, sig int) error {
 	return err
 }
 
-// Kill sends a signal. Conflict when it is not running.
+// Kill sends a signal. Conflict when it is not running. A paused container gets it when it goes on; for SIGKILL and its own
+// stop signal it does at once.
 func (e *Engine) Kill(ctx context.Context, idOrName string, sig int) error {
 	if sig < 1 || sig > 64 {
 		return invalid("--signal", "", "invalid signal", "see: kill -l")
@@ -303,5 +329,11 @@ func (e *Engine) Kill(ctx context.Context, idOrName string, sig int) error {
 		return err
 	}
 	defer c.Close()
-	return c.Signal(ctx, sig)
+	if err := c.Signal(ctx, sig); err != nil {
+		return err
+	}
+	if own, _ := r.stopSignal(); sig == own || sig == int(syscall.SIGKILL) {
+		return e.thaw(r)
+	}
+	return nil
 }

@@ -434,6 +434,7 @@ func readAll(f *os.File, what string, limit int64) ([]byte, error) {
 
 // effective turns the recorded status into what is true now.
 func (e *Engine) effective(r *record) {
+	r.Paused = false
 	if r.Status != Running {
 		return
 	}
@@ -444,6 +445,7 @@ func (e *Engine) effective(r *record) {
 	case err == nil:
 		r.Status, r.Exit, r.Pid = Exited, x, 0
 	case alive:
+		r.Paused = exists(e.pausedPath(r.ID))
 	default:
 		r.Pid = 0
 		if _, err := os.Stat(run); errors.Is(err, fs.ErrNotExist) {
@@ -559,7 +561,7 @@ func (h *held) reclaim(name string) error {
 	}
 	owner, err := os.Readlink(h.e.namePath(name))
 	if err == nil {
-		if _, serr := os.Stat(h.e.stateDir(owner)); serr == nil {
+		if h.e.hasName(owner, name) {
 			return &errdefs.Error{
 				Op: "use", What: "--name " + name, Kind: errdefs.AlreadyExists,
 				Why: fmt.Sprintf("the container name %q is already in use by container %.12s", name, owner),
@@ -571,6 +573,25 @@ func (h *held) reclaim(name string) error {
 		}
 	}
 	return os.Symlink(h.rec.ID, h.e.namePath(name))
+}
+
+// hasName reports whether the name that links to a container is its own, and not what an interrupted Rename has left.
+// A container that somebody works on may be about to get it.
+func (e *Engine) hasName(id, name string) bool {
+	r, err := e.read(id)
+	if err != nil {
+		return exists(e.stateDir(id))
+	}
+	if r.Config.Name == name {
+		return true
+	}
+	h, err := e.tryLock(id)
+	if err != nil || h == nil {
+		return exists(e.stateDir(id))
+	}
+	defer h.unlock()
+	r, err = e.read(id)
+	return err != nil || r.Config.Name == name
 }
 
 // release takes the container's name back.
@@ -587,6 +608,13 @@ func (h *held) releaseName() error {
 
 func ignoreMissing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func ignoreExisting(err error) error {
+	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
 	return err

@@ -23,6 +23,12 @@ func (e *Engine) Remove(ctx context.Context, idOrName string, force, volumes boo
 	}
 	defer h.unlock()
 	e.effective(h.rec)
+	if h.rec.Paused && !force {
+		return &errdefs.Error{
+			Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is paused",
+			Fix: fmt.Sprintf("let it go on and stop it (onggi stop %s), or: onggi rm -f %s", idOrName, idOrName),
+		}
+	}
 	if h.rec.Status == Running && !force {
 		return &errdefs.Error{
 			Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is running",
@@ -91,6 +97,7 @@ func (h *held) end(ctx context.Context) error {
 			// The removal that follows is the clean-up: the monitor need not start another one.
 			_ = c.Mine(ctx)
 			if err := signal(ctx, c, int(syscall.SIGKILL)); err == nil {
+				_ = h.e.thaw(h.rec) // what is frozen does not die (v1); killAll follows if this does not help
 				bound, cancel := context.WithTimeout(ctx, 10*time.Second)
 				_, _ = c.Wait(bound)
 				cancel()

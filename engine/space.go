@@ -13,7 +13,6 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/pathrs"
-	"github.com/onggi/onggi/volume"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
@@ -63,6 +62,8 @@ func (c ContainerUsage) Size() int64 { return c.Layer + c.Log + c.Record }
 type VolumeUsage struct {
 	Name      string
 	Anonymous bool
+	Labels    map[string]string
+	Created   time.Time
 	Links     int
 	Size      int64
 }
@@ -159,13 +160,19 @@ func ownerOf(rel string) (o owner, all bool) {
 		if len(p) == 1 || p[1] == "lock" {
 			return store, false
 		}
+		if p[1] == ".trash" {
+			if len(p) == 2 {
+				return store, false
+			}
+			return owner{"trash", p[2]}, true
+		}
 		if strings.HasPrefix(p[1], ".") {
 			return owner{"coming", ""}, true
 		}
 		return owner{"volume", p[1]}, true
 	case ".", "version", "version.new", "limits.json", "limits.json.new", "images.lock":
 		return store, false
-	case "names", "network":
+	case "names", "network", "events":
 		return store, true
 	}
 	return owner{"unknown", rel}, true
@@ -269,25 +276,16 @@ func (e *Engine) Usage(ctx context.Context) (*Usage, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := map[digest.Digest]int{}
-	links := map[string]int{}
-	for _, r := range records {
-		made[r.ImageID]++
-		for _, v := range r.Volumes {
-			links[v]++
-		}
-		u.Containers = append(u.Containers, ContainerUsage{Container: r.Container, Layer: of("upper", r.ID), Log: of("log", r.ID), Record: of("record", r.ID)})
-	}
-	slices.SortFunc(u.Containers, func(a, b ContainerUsage) int { return b.Created.Compare(a.Created) })
-	trashed, err := e.trashed()
+	users, err := e.volumeUsers(nil)
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range trashed {
-		for _, v := range r.Volumes {
-			links[v]++
-		}
+	made := map[digest.Digest]int{}
+	for _, r := range records {
+		made[r.ImageID]++
+		u.Containers = append(u.Containers, ContainerUsage{Container: r.Container, Layer: of("upper", r.ID), Log: of("log", r.ID), Record: of("record", r.ID)})
 	}
+	slices.SortFunc(u.Containers, func(a, b ContainerUsage) int { return b.Created.Compare(a.Created) })
 	removals, err := e.Removals()
 	if err != nil {
 		return nil, err
@@ -339,7 +337,9 @@ func (e *Engine) Usage(ctx context.Context) (*Usage, error) {
 			return nil, err
 		}
 		for _, v := range list {
-			u.Volumes = append(u.Volumes, VolumeUsage{Name: v.Name, Anonymous: v.Anonymous, Links: links[v.Name], Size: of("volume", v.Name)})
+			u.Volumes = append(u.Volumes, VolumeUsage{
+				Name: v.Name, Anonymous: v.Anonymous, Labels: v.Labels, Created: v.Created, Links: len(users[v.Name]), Size: of("volume", v.Name),
+			})
 		}
 		slices.SortFunc(u.Volumes, func(a, b VolumeUsage) int { return strings.Compare(a.Name, b.Name) })
 	}
@@ -450,7 +450,8 @@ type PruneOptions struct {
 	Containers bool // those that do not run
 	Images     bool // those without a name that no container uses
 	AllImages  bool // those with a name, too
-	Volumes    bool // anonymous ones that no container uses
+	Volumes    bool // anonymous ones that no container uses; Until does not count for them
+	AllVolumes bool // those with a name, too
 	Trash      bool // what earlier removals left in the trash
 	Unowned    bool // what nobody needs, and transfers that were broken off
 	// Until: only what was made before; zero is everything. Label: only what has (or with a leading "!" has not) the label
@@ -468,7 +469,7 @@ func (e *Engine) PlanPrune(ctx context.Context, o PruneOptions) (*Plan, error) {
 	p := &Plan{}
 	kept := map[digest.Digest]bool{} // images of the containers that stay
 	for _, c := range u.Containers {
-		if o.Containers && (c.Status == Exited || c.Status == Created || c.Status == Dead) && o.chosen(c.Created, c.Config.Labels) {
+		if o.Containers && (c.Status == Exited || c.Status == Created || c.Status == Dead) && o.Chosen(c.Created, c.Config.Labels) {
 			p.Containers = append(p.Containers, c)
 		} else {
 			kept[c.ImageID] = true
@@ -494,14 +495,22 @@ func (e *Engine) PlanPrune(ctx context.Context, o PruneOptions) (*Plan, error) {
 				}
 				labels = img.Config.Config.Labels
 			}
-			if o.chosen(i.Created, labels) {
+			if o.Chosen(i.Created, labels) {
 				p.Images = append(p.Images, i)
 			}
 		}
 	}
-	if o.Volumes {
+	if o.Volumes || o.AllVolumes {
+		var going []string
+		for _, c := range p.Containers {
+			going = append(going, c.ID)
+		}
+		users, err := e.volumeUsers(going)
+		if err != nil {
+			return nil, err
+		}
 		for _, v := range u.Volumes {
-			if v.Links == 0 && v.Anonymous && o.Until.IsZero() && len(o.Label) == 0 {
+			if len(users[v.Name]) == 0 && (v.Anonymous || o.AllVolumes) && o.labelled(v.Labels) {
 				p.Volumes = append(p.Volumes, v)
 			}
 		}
@@ -515,11 +524,12 @@ func (e *Engine) PlanPrune(ctx context.Context, o PruneOptions) (*Plan, error) {
 	return p, nil
 }
 
-// chosen applies the filters.
-func (o *PruneOptions) chosen(created time.Time, labels map[string]string) bool {
-	if !o.Until.IsZero() && !created.Before(o.Until) {
-		return false
-	}
+// Chosen says whether what was made then, with these labels, passes the filters Until and Label.
+func (o *PruneOptions) Chosen(created time.Time, labels map[string]string) bool {
+	return (o.Until.IsZero() || created.Before(o.Until)) && o.labelled(labels)
+}
+
+func (o *PruneOptions) labelled(labels map[string]string) bool {
 	for _, want := range o.Label {
 		want, not := strings.CutPrefix(want, "!")
 		key, value, withValue := strings.Cut(want, "=")
@@ -534,9 +544,10 @@ func (o *PruneOptions) chosen(created time.Time, labels map[string]string) bool 
 	return true
 }
 
-// Prune does what the plan says. With to, images and containers go into the trash; without, they are deleted at once.
-// Volumes are always deleted. What has come into use since the plan was made stays.
-func (e *Engine) Prune(ctx context.Context, p *Plan, to *Removal) ([]image.Removed, error) {
+// Prune does what the plan says. With to, images, containers and volumes go into the trash; without, they are deleted at once.
+// What has come into use since the plan was made stays.
+func (e *Engine) Prune(ctx context.Context, p *Plan, to *Removal) (*Pruned, error) {
+	done := &Pruned{}
 	var errs []error
 	for _, c := range p.Containers {
 		var err error
@@ -545,15 +556,18 @@ func (e *Engine) Prune(ctx context.Context, p *Plan, to *Removal) ([]image.Remov
 		} else {
 			err = e.Remove(ctx, c.ID, false, false)
 		}
-		if err != nil && !errdefs.Is(err, errdefs.NotFound) && !errdefs.Is(err, errdefs.Conflict) {
+		switch {
+		case err == nil:
+			done.Containers = append(done.Containers, c.ID)
+		case !errdefs.Is(err, errdefs.NotFound) && !errdefs.Is(err, errdefs.Conflict):
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, e.pruneVolumes(p.Volumes))
-	var out []image.Removed
+	var err error
+	done.Volumes, err = e.pruneVolumes(p.Volumes, to)
+	errs = append(errs, err)
 	if len(p.Images) > 0 {
-		var err error
-		out, err = e.pruneImages(ctx, p, to)
+		done.Images, err = e.pruneImages(ctx, p, to)
 		errs = append(errs, err)
 	}
 	if len(p.Removals) > 0 {
@@ -571,35 +585,14 @@ func (e *Engine) Prune(ctx context.Context, p *Plan, to *Removal) ([]image.Remov
 	if p.Unowned > 0 || to == nil {
 		errs = append(errs, e.Sweep(ctx))
 	}
-	return out, errors.Join(errs...)
+	return done, errors.Join(errs...)
 }
 
-func (e *Engine) pruneVolumes(list []VolumeUsage) error {
-	if len(list) == 0 {
-		return nil
-	}
-	store, err := e.Volumes()
-	if err != nil {
-		return err
-	}
-	used, err := e.usedVolumes("")
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, v := range list {
-		if !used[v.Name] {
-			errs = append(errs, removeVolume(store, v.Name))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func removeVolume(s *volume.Store, name string) error {
-	if err := s.Remove(name); !errdefs.Is(err, errdefs.NotFound) {
-		return err
-	}
-	return nil
+// Pruned is what a prune has removed.
+type Pruned struct {
+	Containers []string // ids
+	Volumes    []string // names
+	Images     []image.Removed
 }
 
 func (e *Engine) pruneImages(ctx context.Context, p *Plan, to *Removal) ([]image.Removed, error) {

@@ -212,6 +212,11 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	if err != nil {
 		return nil, err
 	}
+	if r.Config.AutoRemove && h.startedSinceBoot() {
+		if err := snap.MountAgain(r.ID); err != nil {
+			return nil, err
+		}
+	}
 	stack, err := snap.Mounts(r.ID, false, r.Config.AutoRemove)
 	if err != nil {
 		return nil, err

@@ -114,6 +114,11 @@ func (h *held) sweep(ctx context.Context, id string) (err error) {
 		return err
 	}
 	if exists(e.stateDir(id)) {
+		if exists(e.pendingPath(id)) {
+			if err := h.dropOtherNames(); err != nil {
+				return err
+			}
+		}
 		return h.settle()
 	}
 	return nil
@@ -351,7 +356,7 @@ func (e *Engine) sweepVolumes() error {
 	if err != nil {
 		return err
 	}
-	used, err := e.usedVolumes("")
+	used, err := e.usedVolumes()
 	if err != nil {
 		return err
 	}

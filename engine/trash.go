@@ -24,7 +24,8 @@ import (
 //	trash/<removal>/removal.json    when, until when, by which command
 //	trash/<removal>/<id>/           what was containers/<id>
 //
-// Its writable layer stays where it is; it belongs to the record wherever that is. The removals of both have one ID.
+// Its writable layer stays where it is; it belongs to the record wherever that is. Volumes are in the volume store's own
+// trash. The removals of all three have one ID.
 
 // Removal is one command's removals, which Undo takes back together.
 type Removal struct {
@@ -34,6 +35,7 @@ type Removal struct {
 	Expires    time.Time `json:"expires"`
 	Images     []string  `json:"-"` // familiar names, or ids
 	Containers []string  `json:"-"` // names
+	Volumes    []string  `json:"-"` // names
 }
 
 func (e *Engine) trashDir() string            { return filepath.Join(e.o.Root, "trash") }
@@ -236,6 +238,19 @@ func (e *Engine) Removals() ([]*Removal, error) {
 			}
 		}
 	}
+	vols, err := e.trashedVolumes()
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range vols {
+		r := byID[t.ID]
+		if r == nil {
+			r = &Removal{ID: t.ID, Command: t.Command, Time: t.Time, Expires: t.Expires}
+			byID[t.ID] = r
+			all = append(all, r)
+		}
+		r.Volumes = t.Volumes
+	}
 	recs, err := e.trashed()
 	if err != nil {
 		return nil, err
@@ -256,14 +271,14 @@ func (e *Engine) Removals() ([]*Removal, error) {
 			r.Containers = append(r.Containers, names[id])
 		}
 	}
-	all = slices.DeleteFunc(all, func(r *Removal) bool { return len(r.Images)+len(r.Containers) == 0 })
+	all = slices.DeleteFunc(all, func(r *Removal) bool { return len(r.Images)+len(r.Containers)+len(r.Volumes) == 0 })
 	slices.SortFunc(all, func(a, b *Removal) int { return b.Time.Compare(a.Time) })
 	return all, nil
 }
 
 // Undone is one thing that Undo gave back.
 type Undone struct {
-	What  string // "image" or "container"
+	What  string // "image", "volume" or "container"
 	Name  string // under which it is here again; of an image without a name its id
 	Taken string // the name that it had, and that something else has now; "" when it has its own
 }
@@ -298,6 +313,13 @@ func (e *Engine) Undo(ctx context.Context, id string) (out []Undone, err error) 
 				u.Name, u.Taken = string(x.Image), x.Name
 			}
 			out = append(out, u)
+		}
+	}
+	if len(r.Volumes) > 0 { // for the same reason
+		list, err := e.restoreVolumes(r.ID)
+		out = append(out, list...)
+		if err != nil {
+			return out, err
 		}
 	}
 	ids, err := e.trashedIDs(r.ID)
@@ -358,6 +380,7 @@ func (e *Engine) EmptyTrash(ctx context.Context, chosen func(*Removal) bool) err
 		}
 		errs = append(errs, err)
 	}
+	errs = append(errs, e.emptyVolumeTrash(chosen))
 	all, err := e.removals()
 	errs = append(errs, err)
 	for _, r := range all {
@@ -400,10 +423,10 @@ func empty(dir string) bool {
 	return len(names) == 0
 }
 
-// SweepTrash empties what has expired, and removes what a killed command began. It costs two directory reads when there is
+// SweepTrash empties what has expired, and removes what a killed command began. It costs three directory reads when there is
 // nothing. It is called where nobody waits for it, or where space is asked for anyway.
 func (e *Engine) SweepTrash(ctx context.Context) error {
-	if empty(e.trashDir()) && empty(filepath.Join(e.o.Root, "images", "trash")) {
+	if empty(e.trashDir()) && empty(filepath.Join(e.o.Root, "images", "trash")) && empty(filepath.Join(e.o.Root, "volumes", ".trash")) {
 		return nil
 	}
 	t := now()

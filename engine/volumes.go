@@ -188,24 +188,3 @@ func (h *held) removeVolumes() error {
 	}
 	return nil
 }
-
-// usedVolumes are the names of the volumes of all containers but one.
-func (e *Engine) usedVolumes(but string) (map[string]bool, error) {
-	records, err := e.records()
-	if err != nil {
-		return nil, err
-	}
-	trashed, err := e.trashed() // whoever comes back wants its data
-	if err != nil {
-		return nil, err
-	}
-	used := map[string]bool{}
-	for _, r := range append(records, trashed...) {
-		if r.ID != but {
-			for _, v := range r.Volumes {
-				used[v] = true
-			}
-		}
-	}
-	return used, nil
-}

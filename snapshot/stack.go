@@ -143,6 +143,21 @@ func (s *Store) Mounts(id string, readonly, volatile bool) ([]mount.Mount, error
 	}}}, nil
 }
 
+// MountAgain lets a writable layer that was mounted volatile be mounted once more: overlayfs refuses that as long as its mark
+// is there (overlayfs.rst, "Volatile mount"). Precondition: the host has not crashed since it was mounted, and nobody has it
+// mounted.
+func (s *Store) MountAgain(id string) error {
+	rel, err := containerPath(id)
+	if err != nil {
+		return err
+	}
+	// The kernel's own directory, below one that no container sees.
+	if err := os.RemoveAll(s.path(rel, "work", "work", "incompat")); err != nil {
+		return s.fail("mount again", id, err)
+	}
+	return nil
+}
+
 // chainOf reads what the writable layer id at rel stands on.
 func (s *Store) chainOf(rel, id string) (*chain, error) {
 	name, err := os.Readlink(s.path(rel, chainLink))

@@ -3,7 +3,8 @@
 // Names follow docker's rule: [a-zA-Z0-9][a-zA-Z0-9_.-]+. A volume that a container record refers to is never removed;
 // the engine, which knows the records, sees to that.
 //
-// Lifecycle: Ensure -> (Populate, before the first mount) -> mounted by containers -> Remove. A volume appears with
+// Lifecycle: Ensure or Create -> (Populate, before the first mount) -> mounted by containers -> Remove, or Discard and then
+// Restore or EmptyTrash. A volume appears with
 // one rename, complete with its record, and disappears with one; what a killed process left before or after is hidden
 // (its name begins with a dot) and removed by Sweep. Any number of processes may use one store.
 package volume
@@ -25,7 +26,6 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
-	"github.com/onggi/onggi/pathrs"
 	"github.com/onggi/onggi/undo"
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +38,7 @@ import (
 //	NAME/_data         the data
 //	.new-HEX           a volume being made
 //	.gone-HEX          a volume being removed
+//	.trash/            what Discard has removed and Restore can bring back
 const (
 	dataDir     = "_data"
 	stagingDir  = ".data" // inside a volume: content on its way to _data
@@ -66,7 +67,9 @@ type Volume struct {
 	Path      string            `json:"-"` // absolute path of the data
 	Labels    map[string]string `json:"labels,omitempty"`
 	Anonymous bool              `json:"anonymous,omitempty"`
-	Created   time.Time         `json:"created"`
+	// Options are those of the driver local (MountOf, SizeOf).
+	Options map[string]string `json:"options,omitempty"`
+	Created time.Time         `json:"created"`
 	// Fresh: nothing has been mounted from it yet, so the image's content at the mount point is still to be copied in.
 	Fresh bool `json:"fresh,omitempty"`
 	// Volatile: it was made for a container that dies with it and syncs nothing; without that container it is litter.
@@ -117,6 +120,42 @@ func (s *Store) Ensure(name string, labels map[string]string) (*Volume, error) {
 		return nil, err
 	}
 	return s.ensure(&Volume{Name: name, Labels: labels})
+}
+
+// Create makes a volume with options, or returns the one of that name that has the same labels and options already;
+// those that are not given are not compared. AlreadyExists when it is another one, InvalidArgument for a name, an option,
+// or the driver. An empty name makes an anonymous volume.
+func (s *Store) Create(name, driver string, labels, options map[string]string) (*Volume, error) {
+	if driver != "" && driver != Driver {
+		return nil, &errdefs.Error{
+			Op: "use", What: "--driver " + driver, Kind: errdefs.InvalidArgument, Why: "there is no such volume driver, and plugins need a daemon",
+			Fix: "use --driver local; it has --opt type=, o= and device= for nfs, tmpfs and disks",
+		}
+	}
+	if err := CheckOptions(options); err != nil {
+		return nil, err
+	}
+	anonymous := name == ""
+	if anonymous {
+		var err error
+		if name, err = randomHex(anonymousID / 2); err != nil {
+			return nil, err
+		}
+	}
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	v, err := s.ensure(&Volume{Name: name, Labels: labels, Options: maps.Clone(options), Anonymous: anonymous})
+	if err != nil {
+		return nil, err
+	}
+	if d := v.differs(labels, options); d != "" {
+		return nil, &errdefs.Error{
+			Op: "create volume", What: name, Kind: errdefs.AlreadyExists, Why: "a volume of this name is here, with " + d,
+			Fix: "look at it (onggi volume inspect " + name + "), and remove it or choose another name",
+		}
+	}
+	return v, nil
 }
 
 // EnsureAnonymous is Ensure for an anonymous volume whose name (64 hex digits) the caller has chosen and recorded
@@ -202,7 +241,16 @@ func (s *Store) Get(name string) (*Volume, error) {
 }
 
 func (s *Store) read(name string) (*Volume, error) {
-	path := filepath.Join(s.dir, name, recordFile)
+	v, err := readRecord(filepath.Join(s.dir, name), name)
+	if err == nil {
+		v.Path = filepath.Join(s.dir, name, dataDir)
+	}
+	return v, err
+}
+
+// readRecord reads the record in a volume's directory.
+func readRecord(dir, name string) (*Volume, error) {
+	path := filepath.Join(dir, recordFile)
 	b, err := readBounded(path, maxRecord)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &errdefs.Error{Op: "find volume", What: name, Kind: errdefs.NotFound, Why: "there is no such volume"}
@@ -215,7 +263,6 @@ func (s *Store) read(name string) (*Volume, error) {
 		err = fmt.Errorf("it is of a volume %q", v.Name)
 	}
 	if err == nil {
-		v.Path = filepath.Join(s.dir, name, dataDir)
 		return v, nil
 	}
 	return nil, &errdefs.Error{
@@ -322,16 +369,6 @@ func (s *Store) Sweep() error {
 	return nil
 }
 
-// discard removes a tree that containers wrote, by handles.
-func (s *Store) discard(name string) error {
-	d, err := pathrs.OpenRoot(s.dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return pathrs.RemoveAll(d, name)
-}
-
 // lockVolume takes the volume's own lock. NotFound when the volume is not there, or went while we waited.
 func (s *Store) lockVolume(name string) (unlock func(), err error) {
 	for {
@@ -383,12 +420,18 @@ func (s *Store) writeRecord(dir string, v *Volume) error {
 	if len(b) > maxRecord {
 		return &errdefs.Error{Kind: errdefs.InvalidArgument, Why: "the labels are longer than 1 MiB"}
 	}
-	tmp := filepath.Join(dir, "."+recordFile)
+	return s.writeFile(filepath.Join(dir, recordFile), append(b, '\n'))
+}
+
+// writeFile replaces a file: written beside its place, synced, renamed, and the directory synced.
+func (s *Store) writeFile(path string, b []byte) error {
+	dir := filepath.Dir(path)
+	tmp := filepath.Join(dir, "."+filepath.Base(path))
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(b)
 	if err == nil && !s.volatile {
 		err = f.Sync()
 	}
@@ -396,7 +439,7 @@ func (s *Store) writeRecord(dir string, v *Volume) error {
 		err = e
 	}
 	if err == nil {
-		err = os.Rename(tmp, filepath.Join(dir, recordFile))
+		err = os.Rename(tmp, path)
 	}
 	if err != nil {
 		return err

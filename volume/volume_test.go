@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -419,6 +420,25 @@ func TestKilledAnywhere(t *testing.T) {
 		if err == nil {
 			err = s.Remove("data")
 		}
+		if err == nil {
+			v, err = s.Create("data", "", map[string]string{"a": "b"}, nil)
+		}
+		if err == nil {
+			err = populate(t, s, v, os.Getenv("ONGGI_VOLUME_SOURCE"), unix.O_PATH)
+		}
+		to := disposal(t)
+		if err == nil {
+			err = s.Discard("data", to)
+		}
+		if err == nil {
+			_, err = s.Restore(to.ID)
+		}
+		if err == nil {
+			err = s.Discard("data", disposal(t))
+		}
+		if err == nil {
+			err = s.EmptyTrash(func(*Trash) bool { return true })
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -443,8 +463,10 @@ func TestKilledAnywhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	steps := strings.Fields(string(list))
-	if len(steps) < 9 {
-		t.Fatalf("steps: %v; want those of make, populate and remove", steps)
+	slices.Sort(steps)
+	steps = slices.Compact(steps)
+	if len(steps) < 14 {
+		t.Fatalf("steps: %v; want those of make, populate, remove, discard, restore and empty", steps)
 	}
 	for _, step := range steps {
 		for _, how := range []string{step + "=error", step + "@after=error", step + "=kill", step + "@after=kill"} {
@@ -463,6 +485,21 @@ func TestKilledAnywhere(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: list: %v", how, err)
 			}
+			trash, err := s.Trash()
+			if err != nil {
+				t.Errorf("%s: trash: %v", how, err)
+			}
+			for _, r := range trash {
+				for _, n := range r.Volumes {
+					v, err := s.Trashed(r.ID, n)
+					if err != nil || r.Command != "test" {
+						t.Errorf("%s: in the trash: %+v, %v", how, r, err)
+						continue
+					}
+					v.Path = filepath.Join(s.removalDir(r.ID), n, dataDir)
+					list = append(list, v)
+				}
+			}
 			for _, v := range list { // whatever is there is whole: empty and fresh, or full
 				got := entries(t, v.Path)
 				if got != "" && got != "attrs dangling fifo hard null setuid sub" || got == "" && !v.Fresh {
@@ -472,7 +509,10 @@ func TestKilledAnywhere(t *testing.T) {
 			if err := try(dir); err != nil {
 				t.Errorf("%s: the next one: %v", how, err)
 			}
-			if got := entries(t, dir); got != "lock" {
+			if err := s.Sweep(); err != nil {
+				t.Errorf("%s: sweep again: %v", how, err)
+			}
+			if got := entries(t, dir) + entries(t, filepath.Join(dir, trashDir)); got != ".trash lock" {
 				t.Errorf("%s: left: %s", how, got)
 			}
 		}

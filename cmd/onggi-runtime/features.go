@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/onggi/onggi/runtime/plan"
+	"github.com/onggi/onggi/runtime/seccomp"
+	"github.com/onggi/onggi/sys"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 )
@@ -18,6 +20,13 @@ func cmdFeatures(_ *globals, args []string) (int, error) {
 		return 1, f.bad("", "it takes no argument")
 	}
 	yes := true
+	var known, supported []string
+	for _, f := range seccomp.Flags() {
+		known = append(known, f.Name)
+		if sys.FilterFlagsKnown(f.Bits) {
+			supported = append(supported, f.Name)
+		}
+	}
 	memoryModes := []string{
 		string(runspec.MpolDefault), string(runspec.MpolPreferred), string(runspec.MpolBind), string(runspec.MpolInterleave),
 		string(runspec.MpolLocal), string(runspec.MpolPreferredMany), string(runspec.MpolWeightedInterleave),
@@ -43,7 +52,7 @@ func cmdFeatures(_ *globals, args []string) (int, error) {
 					"SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM", "SCMP_ARCH_LOONGARCH64", "SCMP_ARCH_PPC64LE", "SCMP_ARCH_RISCV64", "SCMP_ARCH_S390X",
 					"SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64",
 				},
-				KnownFlags: []string{"SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"},
+				KnownFlags: known, SupportedFlags: supported,
 			},
 			Apparmor:        &features.Apparmor{Enabled: &yes},
 			Selinux:         &features.Selinux{Enabled: &yes},

@@ -55,7 +55,7 @@ func run(args []string) int {
 	f.str(&g.root, "DIR", "where the states of containers are kept; a file system that a reboot empties (default "+g.root+")", "root")
 	f.str(&g.log, "FILE", "append errors, warnings and with --debug all phases to this file, as records that engines read", "log")
 	f.str(&g.logFormat, "FORMAT", "of the records: text (default) or json", "log-format")
-	f.bool(&g.debug, "record more, and print warnings", "debug")
+	f.bool(&g.debug, "record all phases, and print warnings also where there is a --log", "debug")
 	f.bool(&systemd, "have systemd make the control groups; linux.cgroupsPath is then SLICE:PREFIX:NAME", "systemd-cgroup")
 	f.str(&g.criu, "PATH", "the criu program for checkpoint and restore; a name is looked for in /usr/local/sbin, /usr/sbin and so on (default criu)", "criu")
 	f.str(&rootless, "VALUE", "accepted for the users of runc: auto, true or false. What may be done is found out", "rootless")
@@ -163,9 +163,9 @@ func (g *globals) write(level, msg string) {
 	_ = f.Close()
 }
 
-// warn tells the log, and with --debug the user.
+// warn tells the log, or without one or with --debug the user.
 func (g *globals) warn(msg string) {
-	if g.debug {
+	if g.debug || g.log == "" {
 		_, _ = os.Stderr.WriteString("onggi-runtime: warning: " + msg + "\n")
 	}
 	g.write("warning", msg)

@@ -135,9 +135,9 @@ func cmdUpdate(g *globals, args []string) (int, error) {
 		if err != nil {
 			return 1, err
 		}
-		return 0, c.Update(given)
+		return 0, c.Update(given, g.warn)
 	}
-	return 0, c.Update(&r)
+	return 0, c.Update(&r, g.warn)
 }
 
 func readResources(file string) (*runspec.LinuxResources, error) {

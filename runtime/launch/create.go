@@ -482,7 +482,7 @@ func (k *creation) compile() error {
 		return err
 	}
 	k.c.plan = k.plan
-	for _, w := range k.plan.Warnings {
+	for _, w := range append(k.plan.Warnings, obsolete(l, k.spec.Linux.Resources)...) {
 		k.warn(w)
 	}
 	return nil

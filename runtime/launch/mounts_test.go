@@ -43,7 +43,7 @@ func TestEveryMountOption(t *testing.T) {
 		"ratime": {"relatime", "relatime"}, "rrelatime": {"relatime", "relatime"}, "rnorelatime": {"relatime", "relatime"},
 		"rstrictatime": {"-relatime", "-relatime"}, "rnostrictatime": {"relatime", "relatime"}, "rnodiratime": {"nodiratime", "nodiratime"},
 		"rdiratime": {"-nodiratime", "-nodiratime"}, "rnosymfollow": {"nosymfollow", "nosymfollow"}, "rsymfollow": {"-nosymfollow", "-nosymfollow"},
-		"defaults": {"rw", "rw"}, "loud": {"rw", "rw"}, "silent": {"rw", "rw"}, "async": {"rw", "rw"}, "noiversion": {"rw", "rw"},
+		"defaults": {"rw", "rw"}, "loud": {"rw", "rw"}, "silent": {"rw", "rw"}, "async": {"rw", "rw"}, "noiversion": {"rw", "rw"}, "noacl": {"rw", "rw"},
 		"private": {"-shared:", "master:"}, "rprivate": {"-shared:", "-master:"}, "shared": {"shared:", "-shared:"}, "rshared": {"shared:", "shared:"},
 		"slave": {"-shared:", "-shared:"}, "rslave": {"-shared:", "-shared:"}, "unbindable": {"unbindable", "-unbindable"},
 		"runbindable": {"unbindable", "unbindable"},
@@ -74,7 +74,7 @@ func TestOptionsOfNewFileSystems(t *testing.T) {
 	h := newHost(t)
 	for option, want := range map[string]string{
 		"sync": "sync", "dirsync": "dirsync", "lazytime": "lazytime", "size=64k": "size=64k", "rro": "ro", "ro": "ro", "nosymfollow": "nosymfollow",
-		"iversion": "rw", "mand": "rw", "async": "-sync", "nolazytime": "-lazytime", "nomand": "rw", "silent": "rw",
+		"iversion": "rw", "acl": "rw", "mand": "rw", "async": "-sync", "nolazytime": "-lazytime", "nomand": "rw", "silent": "rw",
 		"mpol=bind:0": "mpol=bind:0",
 	} {
 		s := h.spec("grep ' /m ' /proc/self/mountinfo")

@@ -78,9 +78,22 @@ func (c *Container) Resume() error {
 	})
 }
 
+// obsolete are warnings of limits that no kernel keeps any more: engines still send them, and runc ignores them so.
+func obsolete(l *cgroup.Layout, r *runspec.LinuxResources) (warnings []string) {
+	for _, f := range l.Obsolete(r) {
+		warnings = append(warnings, f+" is left out: the kernel has no limit of kernel memory any more; linux.resources.memory.limit counts it too")
+	}
+	return warnings
+}
+
 // Update changes limits; what is nil stays. When one cannot be set, those that are single values in a file get the
-// values that they had. Conflict when the container has ended.
-func (c *Container) Update(r *runspec.LinuxResources) error {
+// values that they had. warn, which may be nil, is told what no kernel keeps any more. Conflict when the container has ended.
+func (c *Container) Update(r *runspec.LinuxResources, warn func(string)) error {
+	if l, err := layout(); err == nil && warn != nil {
+		for _, w := range obsolete(l, r) {
+			warn(w)
+		}
+	}
 	return c.locked(func(s runspec.ContainerState) error {
 		if s == runspec.StateStopped {
 			return &errdefs.Error{Op: "update container", What: c.record.ID, Kind: errdefs.Conflict, Why: "container not running"}

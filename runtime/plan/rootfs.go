@@ -104,7 +104,7 @@ func propagation(s string) (uint64, bool, bool) {
 // rootMount makes the root itself.
 func (c *compiler) rootMount(m *mount.Mount) error {
 	o := parseOptions(m.Options)
-	if o.idmap || o.ridmap || o.remount || o.copyUp || o.iversion {
+	if o.idmap || o.ridmap || o.remount || o.copyUp || o.old != 0 {
 		return unsupported("rootfs", "one of the mount options "+strings.Join(m.Options, ","))
 	}
 	var t cell
@@ -427,7 +427,7 @@ func (c *compiler) mount(m *runspec.Mount, index int) error {
 		k, v, _ := strings.Cut(d, "=")
 		long = long || len(k) > maxOption || len(v) > maxOption
 	}
-	if long || o.iversion {
+	if long || o.old != 0 {
 		return c.legacyMount(m, dest, attr|o.rset, &o)
 	}
 	data := o.data
@@ -486,7 +486,7 @@ func (c *compiler) prepared(fd int, dest string) cell {
 	return t
 }
 
-// legacyMount uses mount(2), for what fsconfig(2) does not take: long options and iversion. The place is named by
+// legacyMount uses mount(2), for what fsconfig(2) does not take: long options, iversion and acl. The place is named by
 // working in it, so no path is resolved twice.
 func (c *compiler) legacyMount(m *runspec.Mount, dest string, attr uint64, o *options) error {
 	list := o.data
@@ -525,7 +525,7 @@ func (c *compiler) remount(dest string, isBind bool, o *options) error {
 		c.setattr("recursive options of", dest, t.get(), buf(c.empty), true, o.rset, o.rclear, 0)
 	}
 	if data := append(o.super[:len(o.super):len(o.super)], o.data...); len(data) > 0 {
-		if isBind || o.iversion {
+		if isBind || o.old != 0 {
 			return unsupported("mounts["+dest+"]", "mount option "+strings.Join(data, ",")+" of a remounted bind")
 		}
 		fs := c.cell()

@@ -139,7 +139,7 @@ var mountOptions = [...]mountOption{
 
 // MountOptions lists the options of mounts[].options that have a meaning of their own; others go to the file system.
 func MountOptions() []string {
-	out := []string{"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount", "defaults", "loud", "silent", "iversion", "noiversion"}
+	out := []string{"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "remount", "defaults", "loud", "silent", "iversion", "noiversion", "acl", "noacl"}
 	for _, o := range superOptions {
 		out = append(out, o.name)
 	}
@@ -186,7 +186,7 @@ type options struct {
 	bind, rbind, copyUp  bool
 	remount              bool
 	idmap, ridmap        bool
-	iversion             bool
+	old                  uint64 // flags that only mount(2) takes: MS_I_VERSION and MS_POSIXACL
 	set, clear           uint64
 	rset, rclear         uint64
 	propagation          uint64
@@ -235,9 +235,13 @@ next:
 		case "ridmap":
 			o.ridmap = true
 		case "iversion":
-			o.iversion = true
+			o.old |= unix.MS_I_VERSION
 		case "noiversion":
-			o.iversion = false
+			o.old &^= unix.MS_I_VERSION
+		case "acl":
+			o.old |= unix.MS_POSIXACL
+		case "noacl":
+			o.old &^= unix.MS_POSIXACL
 		case "defaults", "loud", "silent", "":
 			// the kernel's default, and which of its messages are logged
 		default:
@@ -256,8 +260,11 @@ func (o *options) changes() (out []string) {
 			}
 		}
 	}
-	if o.iversion {
+	if o.old&unix.MS_I_VERSION != 0 {
 		out = append(out, "iversion")
+	}
+	if o.old&unix.MS_POSIXACL != 0 {
+		out = append(out, "acl")
 	}
 	return out
 }
@@ -274,10 +281,7 @@ func (o *options) superFlags() (f uint64) {
 			}
 		}
 	}
-	if o.iversion {
-		f |= unix.MS_I_VERSION
-	}
-	return f
+	return f | o.old
 }
 
 // legacyFlags are the attributes of a mount for mount(2).

@@ -291,6 +291,23 @@ func flags(names []runspec.LinuxSeccompFlag, notify bool) (f uint32, err error) 
 	return f, nil
 }
 
+// Flag is a value of linux.seccomp.flags, and the bits of seccomp(2) with which the kernel can be asked whether it takes it.
+type Flag struct {
+	Name string
+	Bits uint32
+}
+
+// Flags are the values of linux.seccomp.flags that Compile knows, by name.
+func Flags() []Flag {
+	return []Flag{
+		{string(runspec.LinuxSeccompFlagLog), unix.SECCOMP_FILTER_FLAG_LOG},
+		{string(runspec.LinuxSeccompFlagSpecAllow), unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW},
+		{"SECCOMP_FILTER_FLAG_TSYNC", unix.SECCOMP_FILTER_FLAG_TSYNC},
+		// only where there is a listener
+		{string(runspec.LinuxSeccompFlagWaitKillableRecv), unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV},
+	}
+}
+
 // action is the filter's return value.
 func action(field string, a runspec.LinuxSeccompAction, errnoRet *uint, out *Program) (uint32, error) {
 	data := uint32(unix.EPERM)

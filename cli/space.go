@@ -17,6 +17,7 @@ import (
 
 func systemCommands() []command {
 	return []command{
+		{"events", "Print what has happened, and what happens (as onggi events)", groupHost, buildEvents},
 		{"df", "Show what takes how much of the disk", groupHost, buildDf},
 		{"prune", "Remove what is not used", groupHost, buildSystemPrune},
 		{"check", "Read everything that is stored, name what is broken, repair it", groupHost, buildCheck},

@@ -44,6 +44,7 @@ func commands() []command {
 		{"rm", "Remove containers", groupRun, buildRm},
 		{"ps", "List containers", groupLook, buildPs},
 		{"logs", "Print what a container has written", groupLook, buildLogs},
+		{"events", "Print what has happened, and what happens", groupLook, buildEvents},
 		{"inspect", "Print all that is known about containers or images", groupLook, buildInspect},
 		{"port", "Print where a container's ports are published", groupLook, buildPort},
 		{"diff", "List what a container has otherwise than its image", groupLook, buildDiff},

@@ -77,6 +77,9 @@ func (e *Engine) Commit(ctx context.Context, idOrName string, o CommitOptions) (
 		_ = pw.CloseWithError(err)
 	}()
 	img, err := store.Commit(ctx, base, pr, c)
+	if err == nil {
+		r.emit(e, "commit", "comment", o.Message, "imageID", string(img.ID), "imageRef", img.ID.String())
+	}
 	_ = pr.CloseWithError(errors.New("the commit has ended"))
 	cancel(nil)
 	<-ended

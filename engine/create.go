@@ -36,6 +36,7 @@ func (e *Engine) Create(ctx context.Context, c Config, pull PullFunc) (_ *Contai
 	if err := h.settle(); err != nil {
 		return nil, err
 	}
+	h.emit("create")
 	return &h.rec.Container, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/events"
+	"github.com/onggi/onggi/runtime/monitor"
 )
 
 // Event is one thing that has happened, in Docker's words: see package events.
@@ -68,6 +69,23 @@ func (r *record) attributes(more ...string) map[string]string {
 		a[more[i]] = more[i+1]
 	}
 	return a
+}
+
+// journal is where the container's monitor records what happens.
+func (h *held) journal() string {
+	if h.rec.Config.Build != "" {
+		return ""
+	}
+	return h.e.eventsDir()
+}
+
+// writeActor tells the monitor how the container is called in events. It is called again when a running container's name
+// or labels change.
+func (h *held) writeActor() error {
+	if h.journal() == "" {
+		return nil
+	}
+	return monitor.WriteActor(h.e.runDir(h.rec.ID), h.rec.attributes())
 }
 
 // itoa is for attributes.

@@ -89,6 +89,9 @@ func (e *Engine) ExecCommand(ctx context.Context, idOrName string, c ExecConfig)
 	if err != nil {
 		return nil, err
 	}
+	id, command := newID(), strings.Join(c.Args, " ")
+	r.emit(e, "exec_create: "+command, "execID", id)
+	r.emit(e, "exec_start: "+command, "execID", id)
 	if argv = r.Config.Runtime; len(argv) == 0 {
 		bin, err := e.runtime()
 		if err != nil {

@@ -69,6 +69,9 @@ func (h *held) cleanup(ctx context.Context) error {
 			return err
 		}
 	}
+	if recorded == Running && r.lost {
+		h.emit("die", "exitCode", itoa(r.Exit.Code))
+	}
 	if r.Config.AutoRemove && recorded == Running {
 		if e.restarting(r.ID) {
 			return nil // it is started again, or removed by who fails to
@@ -231,7 +234,11 @@ func (e *Engine) StopWith(ctx context.Context, idOrName string, o StopOptions) e
 		return err
 	}
 	if r.Status != Dead {
+		running := r.Status == Running
 		err = e.stop(ctx, r, idOrName, o)
+		if err == nil && running {
+			r.emit(e, "stop")
+		}
 		if err == nil || ctx.Err() != nil {
 			return err
 		}

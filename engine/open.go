@@ -13,6 +13,7 @@ import (
 
 	"github.com/onggi/onggi/content"
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/events"
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/network"
 	"github.com/onggi/onggi/snapshot"
@@ -175,6 +176,9 @@ func (e *Engine) Images() (*image.Store, error) {
 		}
 		i.SetGuard(guard{e})
 		i.AlsoNeeds(e.builtLayers)
+		i.SetNotify(func(action, id, name string) {
+			e.Emit(events.Image, action, id, map[string]string{"name": name})
+		})
 		e.images = i
 	}
 	return e.images, nil

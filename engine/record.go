@@ -28,6 +28,8 @@ type record struct {
 	// Anonymous are the volumes that die with the container (rm -v, --rm). They are named here before they are made.
 	Anonymous  []string `json:"anonymous,omitempty"`
 	CgroupPath string   `json:"cgroupPath"`
+
+	lost bool // effective: it has ended, and no monitor has seen how
 }
 
 func (e *Engine) containersDir() string { return filepath.Join(e.o.Root, "containers") }
@@ -447,7 +449,7 @@ func (e *Engine) effective(r *record) {
 	case alive:
 		r.Paused = exists(e.pausedPath(r.ID))
 	default:
-		r.Pid = 0
+		r.Pid, r.lost = 0, true
 		if _, err := os.Stat(run); errors.Is(err, fs.ErrNotExist) {
 			r.Status = Exited
 			r.Exit = &monitor.Exit{Code: 255, StartedAt: r.StartedAt, Error: "the host was restarted while the container ran"}

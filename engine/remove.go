@@ -42,7 +42,8 @@ func (e *Engine) Remove(ctx context.Context, idOrName string, force, volumes boo
 // crash interrupts, the next sweep or removal finishes.
 func (h *held) remove(ctx context.Context, volumes bool) error {
 	e, r := h.e, h.rec
-	again := r.Status == Removing || r.Status == Creating // somebody was interrupted
+	creating := r.Status == Creating          // it has never been a container to anybody
+	again := r.Status == Removing || creating // somebody was interrupted
 	if r.Status != Removing {
 		if err := h.pend(); err != nil {
 			return err
@@ -85,7 +86,13 @@ func (h *held) remove(ctx context.Context, volumes bool) error {
 	}, nil); err != nil {
 		return err
 	}
-	return steps.Do("record", h.erase, nil)
+	if err := steps.Do("record", h.erase, nil); err != nil {
+		return err
+	}
+	if !creating {
+		h.emit("destroy")
+	}
+	return nil
 }
 
 // end ends the container's process, however far it has come: its monitor is asked first; what that leaves, or what has

@@ -59,6 +59,9 @@ func (e *Engine) Rename(ctx context.Context, idOrName, name string) (err error) 
 	}); err != nil {
 		return err
 	}
+	if h.rec.Status == Running {
+		_ = h.writeActor() // an event under the old name is the worst that can come of it
+	}
 	h.emit("rename", "oldName", "/"+old)
 	return h.settle()
 }

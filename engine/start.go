@@ -99,6 +99,12 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 			return nil, err
 		}
 	}
+	h.emit("create")
+	defer func() {
+		if err != nil && c.AutoRemove {
+			h.emit("destroy")
+		}
+	}()
 	keep := false // docker: the container of a failed start stays, unless it is --rm
 	defer func() {
 		if err != nil && keep {
@@ -312,6 +318,12 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		return nil, err
 	}
 
+	if err := h.writeActor(); err != nil {
+		return nil, err
+	}
+	if o.attached() {
+		h.emit("attach")
+	}
 	var client *monitor.Client
 	var made time.Time // when the container was there
 	var plant undo.Span
@@ -326,7 +338,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 			Runtime: r.Config.Runtime, RuntimeRoot: e.runtimeRoot(),
 			Terminal: r.Config.Tty, Width: o.Width, Height: o.Height, Init: r.Config.Init,
 			OpenStdin: r.Config.OpenStdin, StdinOnce: o.Stdin != nil,
-			Log: r.Config.Log, Cleanup: e.cleanupCommand(r.ID), Sync: !r.Config.AutoRemove,
+			Log: r.Config.Log, Cleanup: e.cleanupCommand(r.ID), Sync: !r.Config.AutoRemove, Journal: h.journal(),
 			// Promised before the start: `true` has ended before any later word arrives, and what fails is ours to clean up.
 			Mine: true,
 		}, fds)

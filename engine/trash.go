@@ -140,7 +140,11 @@ func (e *Engine) DiscardContainer(ctx context.Context, idOrName string, to *Remo
 		return err
 	}
 	h.rec.Network, h.rec.Pid = nil, 0
-	return h.discard(to)
+	if err := h.discard(to); err != nil {
+		return err
+	}
+	h.emit("destroy")
+	return nil
 }
 
 // discard moves the record. Precondition: the container has no process and no network.

@@ -41,6 +41,7 @@ type Store struct {
 	snapshots *snapshot.Store
 	guard     Guard                             // may be nil
 	also      []func() ([]digest.Digest, error) // see AlsoNeeds
+	notify    func(action, id string, name string)
 }
 
 // Guard decides whether there is room for what comes in. Its errors, of kind NoSpace, end the pull, load or import, of which
@@ -57,6 +58,17 @@ type Guard interface {
 func (s *Store) SetGuard(g Guard) {
 	s.guard = g
 	s.snapshots.SetGuard(g.Low)
+}
+
+// SetNotify sets who is told what has happened to an image, in docker's words: pull, push, tag, untag, delete, load, import,
+// save. id is the image's; for pull and push, as docker has it, its name. It is called before the store is used; f may be
+// called from several goroutines.
+func (s *Store) SetNotify(f func(action, id, name string)) { s.notify = f }
+
+func (s *Store) tell(action, id, name string) {
+	if s.notify != nil {
+		s.notify(action, id, name)
+	}
 }
 
 func (s *Store) room(ctx context.Context, more int64) error {
@@ -86,6 +98,14 @@ type Image struct {
 	DiffIDs  []digest.Digest // bottom first
 	Size     int64           // bytes of file content of its layers
 	Created  time.Time
+}
+
+// anyName is one of the image's names, or its id.
+func (i *Image) anyName() string {
+	if len(i.Names) == 0 {
+		return string(i.ID)
+	}
+	return i.Names[0].Familiar()
 }
 
 // PullOptions of Pull.
@@ -176,11 +196,13 @@ func (s *Store) Tag(nameOrID string, ref reference.Reference) error {
 			Why: "a digest cannot be given to an image: it has the one that its content has", Fix: "use a tag",
 		}
 	}
-	return s.change(context.Background(), func(idx index) (index, error) {
+	var id digest.Digest
+	err := s.change(context.Background(), func(idx index) (index, error) {
 		found, err := idx.find(nameOrID, HostPlatform())
 		if err != nil {
 			return nil, err
 		}
+		id = found[0].id
 		next := idx.name(ref.String(), found[0])
 		if found[0].named(nameOrID) { // all platforms of the name
 			if from, err := reference.Parse(found[0].name); err == nil {
@@ -193,6 +215,10 @@ func (s *Store) Tag(nameOrID string, ref reference.Reference) error {
 		}
 		return next, nil
 	})
+	if err == nil {
+		s.tell("tag", string(id), ref.Familiar())
+	}
+	return err
 }
 
 // short is the id as docker prints it: 12 digits.

@@ -28,7 +28,15 @@ type ImportOptions struct {
 }
 
 // Import makes a one-layer image from a root file system's tar (compressed or not). The tar is kept as it came.
-func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (_ *Image, err error) {
+func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (*Image, error) {
+	img, err := s.imported(ctx, r, o)
+	if err == nil {
+		s.tell("import", string(img.ID), img.anyName())
+	}
+	return img, err
+}
+
+func (s *Store) imported(ctx context.Context, r io.Reader, o ImportOptions) (_ *Image, err error) {
 	defer func() {
 		if err != nil {
 			err = &errdefs.Error{Op: "import", What: "the archive", Kind: errdefs.KindOf(err), Fix: fixOf(err), Err: err}

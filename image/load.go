@@ -36,7 +36,17 @@ const (
 //
 // The archive is read once, front to back, and may have its members in any order: what is large goes to the blob store
 // as it comes, under a lease, and what turns out not to belong to an image is removed at the end.
-func (s *Store) Load(ctx context.Context, r io.Reader, f func(Progress)) (_ []*Image, err error) {
+func (s *Store) Load(ctx context.Context, r io.Reader, f func(Progress)) ([]*Image, error) {
+	list, err := s.load(ctx, r, f)
+	if err == nil {
+		for _, i := range list {
+			s.tell("load", string(i.ID), i.anyName())
+		}
+	}
+	return list, err
+}
+
+func (s *Store) load(ctx context.Context, r io.Reader, f func(Progress)) (_ []*Image, err error) {
 	defer func() {
 		if err != nil {
 			err = &errdefs.Error{Op: "load", What: "the archive", Kind: errdefs.KindOf(err), Fix: fixOf(err), Err: err}

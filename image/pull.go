@@ -32,7 +32,15 @@ const (
 )
 
 // Pull brings an image in and names it. The result of a pull by digest has no name but the repository@digest.
-func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions) (_ *Image, err error) {
+func (s *Store) Pull(ctx context.Context, ref reference.Reference, o PullOptions) (*Image, error) {
+	img, err := s.pull(ctx, ref, o)
+	if err == nil {
+		s.tell("pull", ref.Familiar(), ref.Familiar())
+	}
+	return img, err
+}
+
+func (s *Store) pull(ctx context.Context, ref reference.Reference, o PullOptions) (_ *Image, err error) {
 	defer func() { err = pullError(ref, err) }()
 	if o.Registry == nil {
 		o.Registry = registry.New(registry.Options{})

@@ -47,7 +47,15 @@ type PushResult struct {
 // has is taken over from there as far as the registry agrees; the rest is sent in parallel. Pushing twice gives the same
 // bytes. Layers that are here as plain tars are compressed once: the image's manifest is then the one that was pushed.
 // Errors: NotFound (no such name, or a part of the image is neither here nor there), those of registry.Client.
-func (s *Store) Push(ctx context.Context, ref reference.Reference, o PushOptions) (_ PushResult, err error) {
+func (s *Store) Push(ctx context.Context, ref reference.Reference, o PushOptions) (PushResult, error) {
+	r, err := s.push(ctx, ref, o)
+	if err == nil {
+		s.tell("push", ref.Familiar(), ref.Familiar())
+	}
+	return r, err
+}
+
+func (s *Store) push(ctx context.Context, ref reference.Reference, o PushOptions) (_ PushResult, err error) {
 	defer func() {
 		if err != nil {
 			e := &errdefs.Error{Op: "push", What: ref.Familiar(), Kind: errdefs.KindOf(err), Fix: fixOf(err), Err: err}

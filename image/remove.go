@@ -62,12 +62,14 @@ func (s *Store) remove(ctx context.Context, pick func(index) (next, gone index, 
 
 	var out []Removed
 	var gone index
+	var owners map[string]digest.Digest // of the names, before
 	untag := func() error {
 		return s.change(ctx, func(idx index) (next index, err error) {
 			next, gone, out, err = pick(idx)
 			if err != nil {
 				return nil, err
 			}
+			owners = idx.owners()
 			for _, e := range gone {
 				refs, err := s.references(e)
 				if err != nil {
@@ -98,7 +100,31 @@ func (s *Store) remove(ctx context.Context, pick func(index) (next, gone index, 
 	if err != nil {
 		return out, err
 	}
+	s.tellRemoved(out, owners, gone)
 	return out, l.release()
+}
+
+// tellRemoved tells of names that were removed, whose they were, and of images that are gone.
+func (s *Store) tellRemoved(out []Removed, owners map[string]digest.Digest, gone index) {
+	for _, r := range out {
+		if id, ok := owners[r.Untagged]; ok {
+			s.tell("untag", string(id), r.Untagged)
+		}
+	}
+	for _, id := range gone.ids() {
+		s.tell("delete", string(id), string(id))
+	}
+}
+
+// owners are the images by their names, as users write them.
+func (idx index) owners() map[string]digest.Digest {
+	of := map[string]digest.Digest{}
+	for _, e := range idx {
+		if ref, err := reference.Parse(e.name); e.name != "" && err == nil {
+			of[ref.Familiar()] = e.id
+		}
+	}
+	return of
 }
 
 // remove returns the index without what nameOrID means, the entries of an image that is gone with it, and what to say.

@@ -203,9 +203,18 @@ func (s *Store) save(ctx context.Context, to sink, names []string, o SaveOptions
 		return err
 	}
 	if o.Format == OCIArchive {
-		return s.saveOCI(ctx, to, images)
+		err = s.saveOCI(ctx, to, images)
+	} else {
+		err = s.saveDocker(ctx, to, images)
 	}
-	return s.saveDocker(ctx, to, images)
+	if err == nil && s.notify != nil {
+		for _, n := range names {
+			if img, gerr := s.Get(n); gerr == nil {
+				s.tell("save", string(img.ID), n)
+			}
+		}
+	}
+	return err
 }
 
 // gather finds what to save, each image once with all its names.

@@ -160,6 +160,7 @@ func (s *Store) discard(ctx context.Context, to Disposal, pick func(index) (next
 			out = append(out, r)
 		}
 	}
+	s.tellRemoved(out, idx.owners(), gone)
 	return out, nil
 }
 

@@ -40,6 +40,9 @@ type Config struct {
 	Mine bool `json:"mine,omitempty"`
 	// Sync: fsync the exit record (containers that outlive a reboot); off for --rm.
 	Sync bool `json:"sync,omitempty"`
+	// Journal is the directory of package events: the container's start, signals and end are recorded there, with the
+	// attributes of the actor file (WriteActor). Empty: nothing is.
+	Journal string `json:"journal,omitempty"`
 }
 
 // LogConfig is the log's driver and bounds.

@@ -213,6 +213,9 @@ func (s *server) save(st *state) {
 	st.flag("openstdin", c.OpenStdin)
 	st.flag("stdinonce", c.StdinOnce)
 	st.flag("sync", c.Sync)
+	if c.Journal != "" {
+		st.str("journal", c.Journal)
+	}
 	for name, n := range c.Fds {
 		st.str("held", name)
 		st.fd("heldfd", n)
@@ -412,6 +415,8 @@ func (s *server) load(fd int) error {
 			c.StdinOnce, s.io.once = true, true
 		case "sync":
 			c.Sync = true
+		case "journal":
+			c.Journal = v
 		case "held":
 			held = v
 		case "heldfd":

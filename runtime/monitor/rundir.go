@@ -21,6 +21,7 @@ const (
 	socketName = "monitor.sock"
 	crashName  = "monitor.crash"
 	exitName   = "exit.json"
+	actorName  = "actor.json"
 )
 
 // Alive reports whether a monitor holds RunDir's lock. It takes some microseconds.

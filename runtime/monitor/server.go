@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -348,6 +349,7 @@ func (s *server) start() error {
 	s.started = &message{Op: "started", At: at, Spans: spans}
 	s.tell(s.started)
 	s.mu.Unlock()
+	s.record("start", at)
 	time.AfterFunc(settleAfter, s.settle)
 	return nil
 }
@@ -624,7 +626,11 @@ func (s *server) handle(p *peer, m *message, fds []int) error {
 		}
 		s.reaping.Lock()
 		defer s.reaping.Unlock()
-		return proc.Signal(m.Signal)
+		if err := proc.Signal(m.Signal); err != nil {
+			return err
+		}
+		s.record("kill", time.Now(), "signal", strconv.Itoa(m.Signal)) // its end is not looked at before
+		return nil
 	case "mine":
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -740,6 +746,7 @@ func (s *server) end() int {
 		s.warn("the exit record could not be written", err)
 	}
 	s.mu.Unlock()
+	s.recordEnd()
 	if proc != nil {
 		s.reaping.Lock()
 		err := s.steps.Do("delete", proc.Delete, nil)

@@ -21,7 +21,7 @@ var layers = map[string]int{
 	"content": 2, "reference": 2, "pathrs": 2, "userns": 2, "systemd": 2,
 	"build/cache": 3, "build/frontend": 3,
 	"archive": 3, "registry": 3, "signature": 3, "volume": 3, "network": 3, "mount": 3, "cgroup": 3, "runtime/monitor/logfile": 3,
-	"build/dockerfile": 4, "build/tree": 4,
+	"build/dockerfile": 4, "build/tree": 4, "build/history": 4,
 	"snapshot": 4, "spec": 4, "runtime/seccomp": 4, "runtime/criu": 4, "runtime/monitor": 4,
 	"image": 5, "runtime/plan": 5,
 	"runtime/launch": 6, "engine": 6,

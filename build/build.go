@@ -15,6 +15,7 @@ import (
 	"github.com/onggi/onggi/build/cache"
 	"github.com/onggi/onggi/build/frontend"
 	"github.com/onggi/onggi/build/graph"
+	"github.com/onggi/onggi/build/history"
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
@@ -33,6 +34,10 @@ type Options struct {
 	Locals map[string]string
 	// Outputs are what is done with the result; none: it is only built, and what it came to is in the cache.
 	Outputs []Output
+	// ID is the build's id (history.NewID); "" makes one.
+	ID string
+	// Context and Dockerfile are what the user has called them, for the history.
+	Context, Dockerfile string
 	// Allow lists what steps may have beyond the default.
 	Allow []Entitlement
 	// Secrets and Agents are what RUN --mount=type=secret and type=ssh may ask for, by id.
@@ -88,6 +93,7 @@ func (s Secret) read() ([]byte, error) {
 
 // Result of a build.
 type Result struct {
+	ID     string         // of the build, in the history
 	Images []*image.Image // one for each platform, if the store got them
 	// Desc is the manifest or index of the last output that is an image; Config the digest of its configuration, if it has
 	// one only.
@@ -112,14 +118,15 @@ type Progress interface {
 // Step is a vertex's state.
 type Step struct {
 	Vertex digest.Digest
+	Number int // from 1
 	Name   string
 	Group  string
+	After  []int // the steps that it stands on or reads
 	State  State
 	Took   time.Duration // of Done and Failed
 	Err    error
-	// Changes say why a step is performed although an earlier one of its place was kept; nil when none was.
-	Changes []cache.Change
-	Detail  string // a line about what is going on: "resolve docker.io/library/debian:12"
+	// Why says why a step is performed; nil for one that hits, and for what is never cached.
+	Why *history.Why
 }
 
 // State of a step.
@@ -136,11 +143,21 @@ const (
 
 // Build performs a build. An error of a step is a *Failure, one of the text a *frontend.Failure.
 func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err error) {
-	s, err := open(ctx, e, o)
+	s, err := openSession(ctx, e, o)
 	if err != nil {
 		return nil, err
 	}
+	if err := s.begin(); err != nil {
+		return nil, errors.Join(err, s.close(ctx))
+	}
 	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
+	asked := ctx
+	var out *Result
+	defer func() {
+		if herr := s.journal.end(asked, out, err); herr != nil { // what is built is built
+			s.o.Progress.Warn(frontend.Warning{Text: "the build is not in the history: " + herr.Error()})
+		}
+	}()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.cancel = cancel
@@ -152,7 +169,7 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 	if err != nil {
 		return nil, s.cause(ctx, err)
 	}
-	out := &Result{Meta: res.Meta}
+	out = &Result{ID: s.id, Meta: res.Meta}
 	if len(res.Platforms) == 0 {
 		return out, nil
 	}
@@ -184,18 +201,20 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 
 // session is one build.
 type session struct {
-	o      Options
-	e      *engine.Engine
-	cache  *cache.Store
-	images *image.Store
-	hold   *image.Hold
-	id     string // of the build: the label of its steps
-	run    string // its directory on the volatile root
-	tmp    string // its directory on the durable root: what is unpacked or fetched
-	alive  *os.File
-	turns  chan struct{}
-	epoch  *time.Time // SOURCE_DATE_EPOCH, if it was given as a number
-	cancel context.CancelCauseFunc
+	o       Options
+	e       *engine.Engine
+	cache   *cache.Store
+	images  *image.Store
+	hold    *image.Hold
+	id      string // of the build: the label of its steps, and its name in the history
+	journal *journal
+	mask    *mask
+	run     string // its directory on the volatile root
+	tmp     string // its directory on the durable root: what is unpacked or fetched
+	alive   *os.File
+	turns   chan struct{}
+	epoch   *time.Time // SOURCE_DATE_EPOCH, if it was given as a number
+	cancel  context.CancelCauseFunc
 
 	mu      sync.Mutex
 	futures map[digest.Digest]*future
@@ -203,11 +222,18 @@ type session struct {
 	undone  []func() error          // what close takes back, newest last
 }
 
-func open(ctx context.Context, e *engine.Engine, o Options) (_ *session, err error) {
+func openSession(ctx context.Context, e *engine.Engine, o Options) (_ *session, err error) {
 	s := &session{o: o, e: e, futures: map[digest.Digest]*future{}, bases: map[string]*image.Image{}}
 	if s.o.Progress == nil {
 		s.o.Progress = silent{}
 	}
+	var values [][]byte
+	for _, sec := range o.Secrets {
+		if b, err := sec.read(); err == nil { // one that cannot be read fails the step that wants it
+			values = append(values, b)
+		}
+	}
+	s.mask = newMask(values...)
 	if v, ok := o.Request["build-arg:SOURCE_DATE_EPOCH"]; ok {
 		if n, err := strconv.ParseInt(v, 10, 64); err == nil {
 			t := time.Unix(n, 0).UTC()
@@ -242,10 +268,14 @@ func open(ctx context.Context, e *engine.Engine, o Options) (_ *session, err err
 	if err := s.sweep(ctx, dir); err != nil {
 		return nil, err
 	}
-	if s.run, err = os.MkdirTemp(dir, ""); err != nil {
+	if s.id = o.ID; s.id == "" {
+		s.id = history.NewID()
+	}
+	s.run = filepath.Join(dir, s.id)
+	if err := os.Mkdir(s.run, 0o700); err != nil {
+		s.run = ""
 		return nil, err
 	}
-	s.id = filepath.Base(s.run)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close(context.WithoutCancel(ctx)))
@@ -284,6 +314,11 @@ func (s *session) sweep(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
+	if len(steps) > 0 {
+		if _, err := ReleaseAll(ctx, s.e, time.Now().Add(-keptFor), maxKept); err != nil {
+			return err
+		}
+	}
 	builds := map[string]bool{}
 	for _, c := range steps {
 		builds[c.Config.Build] = true
@@ -305,8 +340,9 @@ func (s *session) sweep(ctx context.Context, dir string) error {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue
 		}
+		kept := s.kept(b)
 		for _, c := range steps {
-			if c.Config.Build == b {
+			if c.Config.Build == b && c.ID != kept {
 				if err := s.e.Remove(ctx, c.ID, true, true); err != nil && !errdefs.Is(err, errdefs.NotFound) {
 					return err
 				}
@@ -321,6 +357,19 @@ func (s *session) sweep(ctx context.Context, dir string) error {
 		}
 	}
 	return nil
+}
+
+// kept is the container of the build's failed step, if it is to stay.
+func (s *session) kept(build string) string {
+	h, err := s.e.BuildHistory()
+	if err != nil {
+		return ""
+	}
+	r, err := h.Get(build)
+	if err != nil || r.ID != build || r.Kept == nil {
+		return ""
+	}
+	return r.Kept.Container
 }
 
 // close takes back what the build made and nobody needs; it is called when nothing of it runs any more.
@@ -369,11 +418,12 @@ func (s *session) allowed(e Entitlement) bool {
 
 // Failure is a step that failed.
 type Failure struct {
-	Vertex    *graph.Vertex
-	Sources   []graph.Text // what its Locations point into
-	ExitCode  int          // of a command; 0 when it was not that
-	Container string       // of a failed command: what it left is still there
-	Err       error
+	Vertex   *graph.Vertex
+	Step     int          // its number
+	Sources  []graph.Text // what its Locations point into
+	ExitCode int          // of a command; 0 when it was not that
+	Kept     bool         // what the command left is there still: Debug
+	Err      error
 }
 
 func (f *Failure) Error() string { return f.Err.Error() }

@@ -78,7 +78,10 @@ func (p *place) solve(g *graph.Graph) (performed []string, id string) {
 	p.t.Helper()
 	ctx := context.Background()
 	r := &record{did: map[string]State{}}
-	s, err := open(ctx, p.e, Options{Locals: map[string]string{"context": p.context}, Progress: r})
+	s, err := openSession(ctx, p.e, Options{Locals: map[string]string{"context": p.context}, Progress: r})
+	if err == nil {
+		err = s.begin()
+	}
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -87,6 +90,9 @@ func (p *place) solve(g *graph.Graph) (performed []string, id string) {
 		p.t.Fatal(err)
 	}
 	id = out.id()
+	if err := s.journal.end(ctx, nil, nil); err != nil {
+		p.t.Error(err)
+	}
 	if err := s.close(ctx); err != nil {
 		p.t.Error(err)
 	}

@@ -100,14 +100,14 @@ func emulated(arch string) bool {
 
 func (o *execOp) outputs() int { return o.v.Outputs() }
 
+func (o *execOp) standsOn() *result { return o.s.pick(o.in, o.root.Input) }
+
 func (o *execOp) output(_ int, own cache.Layer) result {
-	r := *o.s.pick(o.in, o.root.Input)
-	r.layers = append(r.layers[:len(r.layers):len(r.layers)], own)
-	return r
+	return o.standsOn().with(own)
 }
 
 func (o *execOp) parts(ctx context.Context) ([]cache.Part, error) {
-	base := o.s.pick(o.in, o.root.Input)
+	base := o.standsOn()
 	x := o.x
 	command, err := json.Marshal(x.Args)
 	if err != nil {
@@ -176,7 +176,55 @@ func cmp(a, b string) string {
 }
 
 func (o *execOp) run(ctx context.Context, print func([]byte)) (_ []cache.Layer, err error) {
-	base := o.s.pick(o.in, o.root.Input)
+	base := o.standsOn()
+	ec, undone, err := o.prepare(ctx, base)
+	defer func() {
+		for i := len(undone) - 1; i >= 0; i-- {
+			err = errors.Join(err, undone[i]())
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	id, code, err := o.execute(ctx, ec, print)
+	kept := false
+	if id != "" {
+		defer func() {
+			if !kept {
+				err = errors.Join(err, o.s.remove(ctx, id))
+			}
+		}()
+	}
+	if err != nil {
+		return nil, err
+	}
+	valid := o.x.ValidExitCodes
+	if len(valid) == 0 {
+		valid = []int{0}
+	}
+	if !slices.Contains(valid, code) {
+		e := &errdefs.Error{
+			Op: "run", What: strings.Join(o.x.Args, " "), Kind: errdefs.Unknown, Why: fmt.Sprintf("it did not complete successfully: exit code: %d", code),
+		}
+		if kept = o.keep(ctx, id); kept {
+			e.Fix = "look at what it left: onggi build debug " + o.s.id
+		}
+		return nil, &Failure{Vertex: o.v, ExitCode: code, Kept: kept, Err: e}
+	}
+	if err := o.dropStubs(ctx, id, ec.Mounts); err != nil {
+		return nil, err
+	}
+	l, err := o.s.commit(ctx, id, begin, base.epoch)
+	if err != nil {
+		return nil, err
+	}
+	return []cache.Layer{l}, nil
+}
+
+// prepare makes the configuration of the command's container on base, and its mounts, which undone takes away. undone
+// counts although there is an error.
+func (o *execOp) prepare(ctx context.Context, base *result) (ec engine.Config, undone []func() error, err error) {
 	x := o.x
 	cfg := spec.Config{
 		Args: x.Args, Env: slices.Clone(x.Env), Workdir: x.Cwd, User: x.User, Hostname: x.Hostname, Privileged: x.Insecure,
@@ -191,7 +239,7 @@ func (o *execOp) run(ctx context.Context, print func([]byte)) (_ []cache.Layer, 
 	if r := o.v.Resources; r != nil {
 		cfg.Memory, cfg.MemorySwap, cfg.CPUShares, cfg.CpusetCpus = r.Memory, r.MemorySwap, r.CPUShares, r.CpusetCpus
 		if r.CpusetMems != "" {
-			return nil, unsupported("--cpuset-mems")
+			return ec, nil, unsupported("--cpuset-mems")
 		}
 		if r.CPUQuota > 0 {
 			period := r.CPUPeriod
@@ -212,18 +260,12 @@ func (o *execOp) run(ctx context.Context, print func([]byte)) (_ []cache.Layer, 
 	for _, e := range x.SecretEnv {
 		b, ok, err := o.secret(e.ID, e.Optional)
 		if err != nil {
-			return nil, err
+			return ec, nil, err
 		}
 		if ok {
 			secretEnv = append(secretEnv, e.Name+"="+string(b))
 		}
 	}
-	var undone []func() error
-	defer func() {
-		for i := len(undone) - 1; i >= 0; i-- {
-			err = errors.Join(err, undone[i]())
-		}
-	}()
 	for _, m := range x.Mounts {
 		if m.Dest == "/" {
 			continue
@@ -233,39 +275,15 @@ func (o *execOp) run(ctx context.Context, print func([]byte)) (_ []cache.Layer, 
 			undone = append(undone, undo)
 		}
 		if err != nil {
-			return nil, err
+			return ec, undone, err
 		}
 		if t != nil {
 			cfg.Mounts = append(cfg.Mounts, *t)
 		}
 	}
-	ec := o.s.config(base, cfg)
+	ec = o.s.config(base, cfg)
 	ec.SecretEnv = secretEnv
-	begin := time.Now()
-	id, code, err := o.execute(ctx, ec, print)
-	if id != "" {
-		defer func() { err = errors.Join(err, o.s.remove(ctx, id)) }()
-	}
-	if err != nil {
-		return nil, err
-	}
-	valid := x.ValidExitCodes
-	if len(valid) == 0 {
-		valid = []int{0}
-	}
-	if !slices.Contains(valid, code) {
-		return nil, &Failure{Vertex: o.v, ExitCode: code, Err: &errdefs.Error{
-			Op: "run", What: strings.Join(x.Args, " "), Kind: errdefs.Unknown, Why: fmt.Sprintf("it did not complete successfully: exit code: %d", code),
-		}}
-	}
-	if err := o.dropStubs(ctx, id, cfg.Mounts); err != nil {
-		return nil, err
-	}
-	l, err := o.s.commit(ctx, id, begin, base.epoch)
-	if err != nil {
-		return nil, err
-	}
-	return []cache.Layer{l}, nil
+	return ec, undone, nil
 }
 
 // execute runs the command to its end and returns the container, which still is there, and the exit code.

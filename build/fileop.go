@@ -54,12 +54,12 @@ func (s *session) newFileOp(v *graph.Vertex, in []*result) (*fileOp, error) {
 
 func (o *fileOp) outputs() int { return o.v.Outputs() }
 
+func (o *fileOp) standsOn() *result { return o.s.pick(o.in, o.base[0]) }
+
 func (o *fileOp) output(i int, own cache.Layer) result {
 	for n, a := range o.v.File.Actions {
 		if a.Output == i {
-			r := *o.s.pick(o.in, o.base[n])
-			r.layers = append(r.layers[:len(r.layers):len(r.layers)], own)
-			return r
+			return o.s.pick(o.in, o.base[n]).with(own)
 		}
 	}
 	return o.s.empty()

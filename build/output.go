@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/build/frontend"
+	"github.com/onggi/onggi/build/graph"
 	"github.com/onggi/onggi/build/tree"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
@@ -70,13 +71,12 @@ type part struct {
 // give makes one output.
 func (s *session) give(ctx context.Context, o *Output, b *built, out *Result) (err error) {
 	step := Step{Vertex: digest.FromString(fmt.Sprintf("output %s %s %v", o.Type, o.Dest, o.Names)), Name: "exporting to " + title[o.Type]}
-	begin := time.Now()
+	begin, h := time.Now(), s.journal.step(&graph.Graph{}, nil, &graph.Vertex{ID: step.Vertex, Name: step.Name})
 	tell := func(st State) {
 		step.State, step.Took, step.Err = st, time.Since(begin), err
-		s.o.Progress.Step(step)
+		s.journal.tell(h, step)
 	}
-	step.State = Started
-	s.o.Progress.Step(step)
+	tell(Started)
 	defer func() {
 		switch {
 		case err == nil:

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/onggi/onggi/build/cache"
 	"github.com/onggi/onggi/build/graph"
+	"github.com/onggi/onggi/build/history"
 	"github.com/onggi/onggi/build/tree"
 	"github.com/onggi/onggi/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -24,6 +26,8 @@ type result struct {
 	name   string // what a person calls it: "debian:12", "the build context"
 	// epoch is the time that what is new on this tree gets: that of the base image, or what the user set.
 	epoch time.Time
+	// image is the reference and digest of a base image with nothing on it.
+	image string
 }
 
 // scratch is the empty tree. Its epoch is the first that zip files can hold.
@@ -36,6 +40,13 @@ func (r *result) id() string {
 		fmt.Fprintln(h.Hash(), l.DiffID)
 	}
 	return h.Digest().String()
+}
+
+// with returns the tree with one more layer.
+func (r *result) with(own cache.Layer) result {
+	out := *r
+	out.layers, out.image = append(r.layers[:len(r.layers):len(r.layers)], own), ""
+	return out
 }
 
 // future is a vertex that is being solved, once.
@@ -116,52 +127,42 @@ func (s *session) perform(ctx context.Context, g *graph.Graph, vs map[digest.Dig
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
+	if v.Merge != nil || v.Diff != nil {
+		r, err := s.combine(v, in)
+		return []result{r}, err
+	}
+	begin, h := time.Now(), s.journal.step(g, vs, v)
 	step := Step{Vertex: v.ID, Name: v.Name, Group: v.Group}
-	begin := time.Now()
+	tell := func(st State) {
+		step.State, step.Took = st, time.Since(begin)
+		s.journal.tell(h, step)
+	}
 	defer func() {
 		if err == nil {
 			return
 		}
 		var f *Failure
 		if !errors.As(err, &f) {
-			f = &Failure{Vertex: v, Sources: g.Sources, Err: err}
+			f = &Failure{Vertex: v, Err: err}
 			err = f
 		}
 		if f.Vertex == v {
-			f.Sources = g.Sources
+			f.Sources, f.Step = g.Sources, h.Number
 		}
-		step.State, step.Took, step.Err = Failed, time.Since(begin), err
+		step.Err = err
 		if ctx.Err() != nil {
-			step.State = Canceled
+			tell(Canceled)
+			return
 		}
-		s.o.Progress.Step(step)
+		tell(Failed)
 	}()
-	tell := func(st State) {
-		step.State, step.Took = st, time.Since(begin)
-		s.o.Progress.Step(step)
-	}
-	switch {
-	case v.Source != nil && (v.Source.Scheme == graph.Image || v.Source.Scheme == graph.Local || v.Source.Scheme == graph.OCILayout):
+	if v.Source != nil && (v.Source.Scheme == graph.Image || v.Source.Scheme == graph.Local || v.Source.Scheme == graph.OCILayout) {
 		tell(Started)
 		r, err := s.source(ctx, v)
 		if err == nil {
+			s.journal.set(func() { h.Source = cmp(r.image, r.name) })
 			tell(Done)
 		}
-		return []result{r}, err
-	case v.Merge != nil:
-		r := s.empty()
-		for i, x := range in {
-			if x.local != nil {
-				return nil, unsupported("a merge with a directory of the user")
-			}
-			r.layers = append(r.layers, x.layers...)
-			if i == 0 {
-				r.name, r.epoch = x.name, x.epoch
-			}
-		}
-		return []result{r}, nil
-	case v.Diff != nil:
-		r, err := difference(s.pick(in, v.Diff.Lower), s.pick(in, v.Diff.Upper))
 		return []result{r}, err
 	}
 
@@ -173,32 +174,38 @@ func (s *session) perform(ctx context.Context, g *graph.Graph, vs map[digest.Dig
 	if err != nil {
 		return nil, err
 	}
-	key, slot := cache.Key(parts), slotOf(g, v)
+	key := cache.Key(parts)
+	slot, place := slotOf(g, v)
+	run := &history.Run{Key: key, Slot: slot, Place: place, Name: v.Name, Build: s.id, At: begin, Base: o.standsOn().image, Parts: parts}
+	s.journal.set(func() { h.Key, h.Slot = key, slot })
 	fresh := s.o.NoCache || v.IgnoreCache
-	if !fresh {
-		if out, ok, err := s.cached(ctx, key, o); err != nil || ok {
-			if err == nil {
-				tell(Cached)
-			}
-			return out, err
+	hit := func() ([]result, bool, error) {
+		if fresh {
+			return nil, false, nil
 		}
+		out, ok, err := s.cached(ctx, key, o)
+		if err != nil || !ok {
+			return nil, false, err
+		}
+		if err := s.journal.store.Seen(run); err != nil {
+			return nil, false, err
+		}
+		tell(Cached)
+		return out, true, nil
+	}
+	if out, ok, err := hit(); err != nil || ok {
+		return out, err
 	}
 	lock, err := s.cache.Lock(ctx, key)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	if !fresh { // somebody else may have performed it meanwhile
-		if out, ok, err := s.cached(ctx, key, o); err != nil || ok {
-			if err == nil {
-				tell(Cached)
-			}
-			return out, err
-		}
+	if out, ok, err := hit(); err != nil || ok { // somebody else has performed it meanwhile
+		return out, err
 	}
-	if _, step.Changes, err = s.cache.Explain(slot, parts); err != nil {
-		return nil, err
-	}
+	why := s.journal.explain(run, fresh)
+	s.journal.set(func() { h.Why = why })
 	select {
 	case s.turns <- struct{}{}:
 		defer func() { <-s.turns }()
@@ -206,41 +213,70 @@ func (s *session) perform(ctx context.Context, g *graph.Graph, vs map[digest.Dig
 		return nil, context.Cause(ctx)
 	}
 	begin = time.Now()
+	s.journal.set(func() { h.Began = begin.Sub(s.journal.born) })
 	tell(Started)
-	own, err := o.run(ctx, func(b []byte) { s.o.Progress.Output(v.ID, b) })
+	print, flush := s.journal.print(h, s.mask)
+	own, err := o.run(ctx, print)
+	flush()
+	run.At = begin
 	if err != nil {
+		if run.Failed = true; ctx.Err() == nil {
+			err = errors.Join(err, s.journal.store.Seen(run))
+		}
 		return nil, err
 	}
 	rec := &cache.Record{Key: key, Slot: slot, Name: v.Name, Parts: parts, Created: begin, Took: time.Since(begin), Own: 1}
 	out := make([]result, len(own))
+	var size int64
 	for i, l := range own {
 		out[i] = o.output(i, l)
 		rec.Outputs = append(rec.Outputs, out[i].layers)
+		size += l.Size
 	}
 	if err := s.cache.Put(rec); err != nil {
 		return nil, err
 	}
+	if err := s.journal.store.Seen(run); err != nil {
+		return nil, err
+	}
+	s.journal.set(func() { h.Size = size })
 	tell(Done)
 	return out, nil
 }
 
-// slotOf names the place of a vertex in its text, over versions of it.
-func slotOf(g *graph.Graph, v *graph.Vertex) string {
-	text := ""
-	if len(v.Locations) > 0 {
-		text = g.Sources[v.Locations[0].Text].Name
+// combine is a merge or a difference: lists of layers, nothing to perform.
+func (s *session) combine(v *graph.Vertex, in []*result) (result, error) {
+	if v.Diff != nil {
+		return difference(s.pick(in, v.Diff.Lower), s.pick(in, v.Diff.Upper))
 	}
-	// "[build 3/5] RUN make": the stage and the number, not the instruction, which may have changed.
-	name := v.Name
-	if len(name) > 0 && name[0] == '[' {
-		for i, c := range name {
-			if c == ']' {
-				name = name[:i+1]
-				break
-			}
+	r := s.empty()
+	for i, x := range in {
+		if x.local != nil {
+			return r, unsupported("a merge with a directory of the user")
+		}
+		r.layers = append(r.layers, x.layers...)
+		if i == 0 {
+			r.name, r.epoch = x.name, x.epoch
 		}
 	}
-	return text + " " + name
+	return r, nil
+}
+
+// slotOf names the stage of a vertex in its text, over versions of it, and its number in the stage: of
+// "[build 3/5] RUN make", "Dockerfile [build" and "3".
+func slotOf(g *graph.Graph, v *graph.Vertex) (slot, place string) {
+	if len(v.Locations) > 0 {
+		slot = g.Sources[v.Locations[0].Text].Name
+	}
+	head, _, ok := strings.Cut(v.Name, "]")
+	if !ok || !strings.HasPrefix(head, "[") {
+		return slot + " " + v.Name, ""
+	}
+	head, _, _ = strings.Cut(head, "/") // how many there are does not matter
+	if i := strings.LastIndexAny(head, " ["); i >= 0 {
+		return slot + " " + head[:i], head[i+1:]
+	}
+	return slot + " " + head, ""
 }
 
 // operation is a vertex that is performed on layers and makes layers.
@@ -252,6 +288,8 @@ type operation interface {
 	// output is the tree of output i, given its own layer.
 	output(i int, own cache.Layer) result
 	outputs() int
+	// standsOn is the tree below what it makes.
+	standsOn() *result
 }
 
 func (s *session) operation(ctx context.Context, v *graph.Vertex, in []*result) (operation, error) {

@@ -78,6 +78,8 @@ func (s *session) imageSource(ctx context.Context, v *graph.Vertex) (result, err
 	}
 	r := s.empty()
 	r.name = v.Source.Ref
+	name, _, _ := strings.Cut(v.Source.Ref, "@")
+	r.image = name + "@" + img.Target.Digest.String()
 	if s.epoch == nil && img.Config.Created != nil && img.Config.Created.After(r.epoch) {
 		r.epoch = img.Config.Created.UTC().Truncate(time.Second)
 	}
@@ -204,6 +206,8 @@ type fetchOp struct {
 
 func (o *fetchOp) outputs() int { return 1 }
 
+func (o *fetchOp) standsOn() *result { return &scratch }
+
 func (o *fetchOp) output(_ int, own cache.Layer) result {
 	r := o.s.empty()
 	r.layers, r.name = []cache.Layer{own}, o.v.Source.Scheme+"://"+o.v.Source.Ref
@@ -216,8 +220,11 @@ func (o *fetchOp) parts(ctx context.Context) ([]cache.Part, error) {
 	}
 	a := o.v.Source.Attrs
 	return []cache.Part{
-		{Name: "kind", Value: "http"}, {Name: "content", Value: o.sum.String()}, {Name: "name", Value: o.name},
-		{Name: "mode", Value: a[graph.AttrHTTPPerm]}, {Name: "owner", Value: a[graph.AttrHTTPUID] + ":" + a[graph.AttrHTTPGID]},
+		{Name: "kind", Value: "http"},
+		{Name: "content", Value: o.sum.String()},
+		{Name: "name", Value: o.name},
+		{Name: "mode", Value: a[graph.AttrHTTPPerm]},
+		{Name: "owner", Value: a[graph.AttrHTTPUID] + ":" + a[graph.AttrHTTPGID]},
 		{Name: "last modified", Value: o.mod.UTC().Format(time.RFC3339)},
 	}, nil
 }
@@ -425,6 +432,8 @@ func (s *session) newGit(v *graph.Vertex) (*gitOp, error) {
 
 func (o *gitOp) outputs() int { return 1 }
 
+func (o *gitOp) standsOn() *result { return &scratch }
+
 func (o *gitOp) output(_ int, own cache.Layer) result {
 	r := o.s.empty()
 	r.layers, r.name = []cache.Layer{own}, o.remote
@@ -483,8 +492,12 @@ func (o *gitOp) parts(ctx context.Context) ([]cache.Part, error) {
 		return nil, &errdefs.Error{Op: "fetch", What: o.remote + "#" + o.ref, Kind: errdefs.Corrupt, Why: "it is commit " + o.commit + ", and --checksum says " + want}
 	}
 	return []cache.Part{
-		{Name: "kind", Value: "git"}, {Name: "repository", Value: o.remote}, {Name: "commit", Value: o.commit}, {Name: "directory", Value: o.subdir},
-		{Name: "with .git", Value: a[graph.AttrGitKeepDir]}, {Name: "without submodules", Value: a[graph.AttrGitSkipSubmodules]},
+		{Name: "kind", Value: "git"},
+		{Name: "repository", Value: o.remote},
+		{Name: "commit", Value: o.commit},
+		{Name: "directory", Value: o.subdir},
+		{Name: "with .git", Value: a[graph.AttrGitKeepDir]},
+		{Name: "without submodules", Value: a[graph.AttrGitSkipSubmodules]},
 	}, nil
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/onggi/onggi/archive"
 	"github.com/onggi/onggi/build"
+	"github.com/onggi/onggi/build/history"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/reference"
@@ -29,25 +30,35 @@ type buildFlags struct {
 	tags, args, labels, platform, contexts, secrets, agents, hosts, ulimits, allow, noCacheFilter []string
 	file, target, network, progress, iidfile, metadata, shm                                       string
 	outputs, annotations                                                                          []string
-	noCache, pull, quiet, check, push, load                                                       bool
+	noCache, pull, quiet, check, push, load, why                                                  bool
 	toStdout                                                                                      bool // the result goes there
 }
 
 func buildBuild(a *app, c *cobra.Command) {
 	b := &buildFlags{}
+	if subs := a.buildCommands(); len(subs) > 0 {
+		for _, sub := range subs {
+			c.AddCommand(a.command(sub))
+		}
+	}
 	c.Use = "build [FLAGS] DIRECTORY|URL|-"
 	c.Long = `Make an image from a Dockerfile. The instructions are BuildKit's, all of them; branches run side by side, and a step whose
 inputs are the same as before is not performed again. What a step depends on is its content: a file's bytes, mode and
 name, never its time. The same inputs give the same image on another day and another machine.
 
 The directory is the build context: what COPY and ADD may take, but for what .dockerignore leaves out. "-" reads a
-Dockerfile, or a tar archive with one, from standard input.`
+Dockerfile, or a tar archive with one, from standard input.
+
+Each build is remembered: "onggi build why" tells which steps hit the cache and what changed for those that did not,
+"onggi build history" lists builds with their times and logs, "onggi build debug" opens a shell in the step that failed.
+To build a directory that has the name of one of these commands, write ./why.`
 	c.Example = `  onggi build -t app .
   onggi build -t app -f deploy/Dockerfile --build-arg VERSION=1.2 .
   onggi build --secret id=token,src=$HOME/.token -t app .
   onggi build --check .
   onggi build --platform linux/amd64,linux/arm64 -t registry.example.com/app:1 --push .
   onggi build -o out . && ls out
+  onggi build why                               why steps of the last build ran again
   tar -c . | onggi build -t app -`
 	f := c.Flags()
 	f.SortFlags = false
@@ -73,6 +84,7 @@ Dockerfile, or a tar archive with one, from standard input.`
 	f.StringVar(&b.shm, "shm-size", "", "`size` of /dev/shm of RUN")
 	f.StringArrayVar(&b.allow, "allow", nil, "allow steps an `entitlement`: network.host, security.insecure, network.private")
 	f.StringVar(&b.progress, "progress", "auto", "how to show what happens: `auto, plain, rawjson or quiet`")
+	f.BoolVar(&b.why, "why", false, "say of each step why it was performed, or that it was not")
 	f.StringVar(&b.iidfile, "iidfile", "", "write the image's id to this `file`")
 	f.StringVar(&b.metadata, "metadata-file", "", "write what was made to this `file`, as JSON")
 	f.BoolVarP(&b.quiet, "quiet", "q", false, "print nothing but the image's id")
@@ -153,9 +165,12 @@ func (a *app) build(c *cobra.Command, b *buildFlags, where string) (err error) {
 	if err != nil {
 		return err
 	}
-	o.Progress = show
+	o.Progress, o.ID = show, history.NewID()
 	res, err := build.Build(ctx, e, o)
 	show.end()
+	if b.why {
+		err = errors.Join(err, a.printWhy(a.err, e, o.ID, "", format{table: true}))
+	}
 	if err != nil {
 		show.explain(err)
 		return err
@@ -282,13 +297,8 @@ func (a *app) buildOptions(ctx context.Context, b *buildFlags, where string) (o 
 		}
 		o.Request["shm-size"] = strconv.FormatInt(n, 10)
 	}
-	for _, s := range b.allow {
-		switch ent := build.Entitlement(s); ent {
-		case build.NetworkHost, build.SecurityInsecure, build.PrivateAddresses:
-			o.Allow = append(o.Allow, ent)
-		default:
-			return o, nil, badFlag("--allow", s, "there is no such entitlement", "use network.host, security.insecure or network.private")
-		}
+	if o.Allow, err = buildAllow(b.allow); err != nil {
+		return o, nil, err
 	}
 	if o.Secrets, err = buildSecrets(b.secrets); err != nil {
 		return o, nil, err
@@ -319,6 +329,13 @@ func (a *app) buildOptions(ctx context.Context, b *buildFlags, where string) (o 
 		}
 		o.Locals["named-"+name] = v
 		o.Request["context:"+name] = "local:named-" + name
+	}
+	o.Context, o.Dockerfile = where, b.file
+	if abs, err := filepath.Abs(where); err == nil && o.Request["context"] == "" && where != "-" && !strings.Contains(where, "://") && !strings.HasPrefix(where, "git@") {
+		o.Context = abs
+	}
+	if o.Dockerfile == "" {
+		o.Dockerfile = "Dockerfile"
 	}
 	undo, err = a.buildContext(ctx, b, where, &o)
 	return o, undo, err
@@ -464,6 +481,18 @@ func (a *app) contextFromStdin(ctx context.Context, dir string) error {
 	defer root.Close()
 	_, err = archive.Apply(ctx, d, root, archive.Options{Whiteouts: "none"})
 	return err
+}
+
+func buildAllow(list []string) (out []build.Entitlement, err error) {
+	for _, s := range list {
+		switch ent := build.Entitlement(s); ent {
+		case build.NetworkHost, build.SecurityInsecure, build.PrivateAddresses:
+			out = append(out, ent)
+		default:
+			return nil, badFlag("--allow", s, "there is no such entitlement", "use network.host, security.insecure or network.private")
+		}
+	}
+	return out, nil
 }
 
 func buildSecrets(list []string) (map[string]build.Secret, error) {

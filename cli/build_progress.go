@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/onggi/onggi/build"
 	"github.com/onggi/onggi/build/frontend"
 	"github.com/onggi/onggi/build/graph"
+	"github.com/onggi/onggi/build/history"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -55,15 +55,6 @@ func (a *app) buildProgress(b *buildFlags) (*buildShow, error) {
 // maxTail is how many lines of a failed step are shown again.
 const maxTail = 20
 
-func (p *buildShow) number(v digest.Digest) int {
-	n := p.numbers[v]
-	if n == 0 {
-		n = len(p.numbers) + 1
-		p.numbers[v] = n
-	}
-	return n
-}
-
 func (p *buildShow) line(n int, text string) {
 	if p.last != n && p.last != 0 {
 		fmt.Fprintln(p.a.err)
@@ -76,11 +67,13 @@ func (p *buildShow) line(n int, text string) {
 type event struct {
 	Time    time.Time     `json:"time"`
 	Vertex  digest.Digest `json:"vertex,omitempty"`
+	Number  int           `json:"number,omitempty"`
 	Name    string        `json:"name,omitempty"`
 	State   build.State   `json:"state,omitempty"`
 	Took    time.Duration `json:"tookNanoseconds,omitempty"`
 	Error   string        `json:"error,omitempty"`
 	Changed []string      `json:"changed,omitempty"`
+	Why     *history.Why  `json:"why,omitempty"`
 	Output  []byte        `json:"output,omitempty"`
 	Warning string        `json:"warning,omitempty"`
 }
@@ -97,13 +90,7 @@ func (p *buildShow) json(e event) {
 func (p *buildShow) Step(s build.Step) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var changed []string
-	for _, c := range s.Changes {
-		changed = append(changed, c.Part)
-	}
-	if len(changed) > 1 { // the digest of all files says no more than the files do
-		changed = slices.DeleteFunc(changed, func(s string) bool { return s == "files" })
-	}
+	changed := changedParts(s.Why)
 	switch s.State {
 	case build.Cached:
 		p.hits++
@@ -114,14 +101,15 @@ func (p *buildShow) Step(s build.Step) {
 	case "quiet":
 		return
 	case "rawjson":
-		e := event{Vertex: s.Vertex, Name: s.Name, State: s.State, Took: s.Took, Changed: changed}
+		e := event{Vertex: s.Vertex, Number: s.Number, Name: s.Name, State: s.State, Took: s.Took, Changed: changed, Why: s.Why}
 		if s.Err != nil {
 			e.Error = s.Err.Error()
 		}
 		p.json(e)
 		return
 	}
-	n := p.number(s.Vertex)
+	n := s.Number
+	p.numbers[s.Vertex] = n
 	switch s.State {
 	case build.Started:
 		text := printable(s.Name)
@@ -148,6 +136,17 @@ func (p *buildShow) Step(s build.Step) {
 		p.flush(s.Vertex)
 		p.line(n, "CANCELED")
 	}
+}
+
+// changedParts are the names of what a step has otherwise than the nearest earlier run.
+func changedParts(w *history.Why) (names []string) {
+	if w == nil {
+		return nil
+	}
+	for _, c := range w.Changes {
+		names = append(names, c.Part)
+	}
+	return names
 }
 
 // Output shows what a command printed, line by line.
@@ -178,7 +177,7 @@ func (p *buildShow) output(v digest.Digest, text string) {
 	t := append(p.tails[v], text)
 	p.tails[v] = t[max(0, len(t)-maxTail):]
 	if p.mode == "plain" {
-		p.line(p.number(v), fmt.Sprintf("%.3f %s", time.Since(p.born).Seconds(), printable(text)))
+		p.line(p.numbers[v], fmt.Sprintf("%.3f %s", time.Since(p.born).Seconds(), printable(text)))
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/onggi/onggi/build"
+	"github.com/onggi/onggi/build/history"
 	"github.com/spf13/cobra"
 )
 
@@ -22,7 +24,8 @@ func buildBuilderPrune(a *app, c *cobra.Command) {
 	)
 	c.Use = "prune [FLAGS]"
 	c.Long = `Forget the steps of builds that were not used for longest, and remove the layers that only they need, until the build cache
-takes no more than --keep-storage. A later build performs again what it needs of them. Cache mounts stay, but with --all.`
+takes no more than --keep-storage. A later build performs again what it needs of them. Cache mounts stay, but with --all.
+The file systems of failed steps, which "onggi build debug" enters, go too.`
 	c.Example = `  onggi builder prune -f
   onggi builder prune -f --keep-storage 10gb
   onggi builder prune -f --until 24h --all`
@@ -59,6 +62,9 @@ takes no more than --keep-storage. A later build performs again what it needs of
 		}
 		ctx, cancel := a.context(c.Context())
 		defer cancel()
+		if _, err := build.ReleaseAll(ctx, e, since, history.MaxBuilds); err != nil {
+			return err
+		}
 		gone, bytes, err := e.PruneBuilds(ctx, limit, since, all)
 		if err != nil {
 			return err

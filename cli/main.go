@@ -38,6 +38,7 @@ type app struct {
 	in, out, err *os.File
 	embedded     fs.FS
 	born         time.Time
+	args         []string // as they were given
 
 	root, runRoot string
 	debug         bool
@@ -83,6 +84,7 @@ func exitOfCommand(err error) error {
 }
 
 func (a *app) main(args []string) int {
+	a.args = args
 	root := a.tree(args)
 	root.SetArgs(args)
 	err := root.ExecuteContext(context.Background())

@@ -33,6 +33,9 @@ func TestReference(t *testing.T) {
 		}
 		for _, s := range new(app).command(c).Commands() {
 			page(c.name, s.Name())
+			for _, t := range s.Commands() {
+				page(c.name, s.Name(), t.Name())
+			}
 		}
 	}
 	const name = "../doc/cli.md"

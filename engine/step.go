@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/build/cache"
+	"github.com/onggi/onggi/build/history"
 	"github.com/onggi/onggi/content"
 	"github.com/onggi/onggi/mount"
 	"github.com/onggi/onggi/snapshot"
@@ -63,6 +64,14 @@ func (e *Engine) BuildCache() (*cache.Store, error) {
 		return nil, err
 	}
 	return cache.Open(e.buildDir())
+}
+
+// BuildHistory opens the store of what builds did.
+func (e *Engine) BuildHistory() (*history.Store, error) {
+	if err := e.make(); err != nil {
+		return nil, err
+	}
+	return history.Open(filepath.Join(e.buildDir(), "history"))
 }
 
 func (e *Engine) buildDir() string { return filepath.Join(e.o.Root, "build") }

@@ -2,7 +2,7 @@
 //
 // A step's key is the digest of its Parts: the instruction's text, its environment, the digests of the trees and files it
 // reads, each with a name that a person understands. Two steps with equal parts do the same; and when a step misses, the
-// parts of the nearest earlier run of the same step say which one changed (Explain).
+// parts of the nearest earlier run of the same step say which one changed (Compare; package build/history finds the run).
 //
 //	<dir>/steps/<hex of the key>.json   a Record
 //	<dir>/locks/<hex of the key>        held (flock) while somebody performs the step
@@ -64,7 +64,7 @@ type Layer struct {
 // Record is a step that was performed.
 type Record struct {
 	Key digest.Digest `json:"key"`
-	// Slot names the step in its text, over versions of it: "Dockerfile build 3/5". Explain compares steps of one slot.
+	// Slot names the step in its text, over versions of it: "Dockerfile build 3/5".
 	Slot  string `json:"slot,omitempty"`
 	Name  string `json:"name"` // as progress shows it
 	Parts []Part `json:"parts"`
@@ -280,29 +280,9 @@ type lock struct{ *os.File }
 
 // Change is a part that a step has otherwise than an earlier one.
 type Change struct {
-	Part     string
-	Was, Now string // "" is not there
-}
-
-// Explain says what changed since the nearest earlier performance of the same slot: the one that shares the most parts,
-// the newest of several. The record is nil when the slot was never performed.
-func (s *Store) Explain(slot string, parts []Part) (*Record, []Change, error) {
-	rs, err := s.List()
-	if err != nil {
-		return nil, nil, err
-	}
-	var near *Record
-	var best []Change
-	for _, r := range rs {
-		if slot == "" || r.Slot != slot {
-			continue
-		}
-		c := Compare(r.Parts, parts)
-		if near == nil || len(c) < len(best) || len(c) == len(best) && r.Created.After(near.Created) {
-			near, best = r, c
-		}
-	}
-	return near, best, nil
+	Part string `json:"part"`
+	Was  string `json:"was,omitempty"` // "" is not there
+	Now  string `json:"now,omitempty"`
 }
 
 // Compare lists the parts that differ, in the order of now, then what is gone.

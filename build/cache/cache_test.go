@@ -122,28 +122,6 @@ func TestBrokenRecords(t *testing.T) {
 	}
 }
 
-func TestExplain(t *testing.T) {
-	s := store(t)
-	put(t, s, step("a", nil, Part{"command", "make"}, Part{"file x", "1"}, Part{"file y", "1"}), time.Now())
-	put(t, s, step("a", nil, Part{"command", "make"}, Part{"file x", "2"}, Part{"file y", "2"}), time.Now())
-	put(t, s, step("b", nil, Part{"command", "make"}, Part{"file x", "3"}), time.Now())
-	near, changes, err := s.Explain("a", []Part{{"command", "make"}, {"file x", "3"}, {"file y", "2"}, {"environment CC", "gcc"}})
-	if err != nil || near == nil || near.Parts[1].Value != "2" {
-		t.Fatalf("%+v, %v", near, err)
-	}
-	want := []Change{{"file x", "2", "3"}, {"environment CC", "", "gcc"}}
-	if !slices.Equal(changes, want) {
-		t.Errorf("got %+v, want %+v", changes, want)
-	}
-	_, changes, _ = s.Explain("a", []Part{{"command", "make"}, {"file x", "1"}})
-	if want := []Change{{"file y", "1", ""}}; !slices.Equal(changes, want) {
-		t.Errorf("got %+v, want %+v", changes, want)
-	}
-	if near, _, _ := s.Explain("never", nil); near != nil {
-		t.Errorf("a slot that never was: %+v", near)
-	}
-}
-
 func TestPruneAndRoots(t *testing.T) {
 	s := store(t)
 	at := func(n int64) time.Time { return time.Unix(1e9+n, 0) }

@@ -8,6 +8,7 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/network"
 	"github.com/onggi/onggi/spec"
+	"github.com/onggi/onggi/volume"
 	"github.com/spf13/pflag"
 )
 
@@ -16,11 +17,11 @@ import (
 type containerFlags struct {
 	attach, env, envFile, groupAdd, label, ulimit, volume, mount, tmpfs  []string
 	capAdd, capDrop, securityOpt, device, sysctl, publish                []string
-	dns, dnsSearch, dnsOption, addHost, logOpt                           []string
+	dns, dnsSearch, dnsOption, addHost, logOpt, volumesFrom              []string
 	name, hostname, workdir, user, entrypoint                            string
 	memory, memorySwap, cpus, cpuShares, cpusetCPUs, pidsLimit, oomScore string
 	shmSize, network, stopSignal, stopTimeout, pull, platform, runtime   string
-	logDriver, cidfile                                                   string
+	logDriver, cidfile, volumeDriver                                     string
 	interactive, tty, rm, readOnly, privileged, init, quiet              bool
 }
 
@@ -60,8 +61,10 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 	text(&f.oomScore, "oom-score-adj", "", "how soon the kernel kills it when memory is short, -1000 to 1000, in `points`")
 	text(&f.shmSize, "shm-size", "", "size of /dev/shm in `bytes` (default 64m)")
 
-	list(&f.volume, "volume", "v", "mount `[source:]target[:options]`: a host path or a volume; options ro, nocopy, rslave, ...")
-	list(&f.mount, "mount", "", "mount with `key=value,...`: type=bind|volume|tmpfs, source, target, readonly, ...")
+	list(&f.volume, "volume", "v", "mount `[source:]target[:options]`: a host path or a volume; options ro, nocopy, idmap, rslave, ...")
+	list(&f.mount, "mount", "", "mount with `key=value,...`: type=bind|volume|tmpfs, source, target, readonly, volume-subpath, idmap, ...")
+	list(&f.volumesFrom, "volumes-from", "", "mount what another container mounts: `container[:ro]`")
+	text(&f.volumeDriver, "volume-driver", "", "`driver` of the volumes that are made: local")
 	list(&f.tmpfs, "tmpfs", "", "mount a tmpfs at `target[:options]`; options size=, mode=, noexec, ...")
 	fs.BoolVar(&f.readOnly, "read-only", false, "make the root file system read-only")
 
@@ -392,6 +395,15 @@ func (f *containerFlags) files(c *engine.Config, _ func(string) bool) error {
 		if err = add("--mount", s, m, err); err != nil {
 			return err
 		}
+	}
+	if f.volumeDriver != "" && f.volumeDriver != volume.Driver {
+		return reading("--volume-driver", f.volumeDriver, &errdefs.Error{Why: "there is no such volume driver", Fix: "use --volume-driver local"})
+	}
+	for _, s := range f.volumesFrom {
+		if s == "" || s[0] == ':' {
+			return reading("--volumes-from", s, &errdefs.Error{Why: "it names no container", Fix: "write CONTAINER or CONTAINER:ro"})
+		}
+		c.VolumesFrom = append(c.VolumesFrom, s)
 	}
 	for _, s := range f.tmpfs {
 		m, err := parseTmpfs(s)

@@ -12,6 +12,7 @@ import (
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/reference"
 	"github.com/onggi/onggi/spec"
+	"github.com/onggi/onggi/volume"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -85,7 +86,15 @@ func (a *app) inspect(name, kind string) (any, error) {
 			if store, err := e.Images(); err == nil {
 				img, _ = store.Get(k.ImageID.String()) // removed by force: the container's own settings remain
 			}
-			return inspectContainer(k, img), nil
+			j := inspectContainer(k, img)
+			for i := range j.Mounts {
+				if m := &j.Mounts[i]; m.Type == "volume" {
+					if v, err := e.GetVolume(m.Name); err == nil {
+						m.Source = mountpoint(v)
+					}
+				}
+			}
+			return j, nil
 		}
 		if kind == "container" || !errdefs.Is(err, errdefs.NotFound) {
 			return nil, err
@@ -162,6 +171,7 @@ type hostConfigJSON struct {
 	ReadonlyRootfs bool
 	SecurityOpt    []string
 	Tmpfs          map[string]string `json:",omitempty"`
+	VolumesFrom    []string          `json:",omitempty"`
 	ShmSize        int64
 	Sysctls        map[string]string `json:",omitempty"`
 	Runtime        string
@@ -203,6 +213,7 @@ type mountJSON struct {
 	Name        string `json:",omitempty"`
 	Source      string
 	Destination string
+	Driver      string `json:",omitempty"`
 	Mode        string
 	RW          bool
 	Propagation string
@@ -346,6 +357,7 @@ func inspectHost(k *engine.Container) hostConfigJSON {
 	for _, u := range c.Ulimits {
 		h.Ulimits = append(h.Ulimits, ulimitJSON{u.Name, u.Hard, u.Soft})
 	}
+	h.VolumesFrom = c.VolumesFrom
 	for _, m := range c.Mounts {
 		switch {
 		case m.Type == "tmpfs":
@@ -391,7 +403,7 @@ func inspectMounts(k *engine.Container) []mountJSON {
 				j.Propagation = "rprivate"
 			}
 		case "volume":
-			j.Name, j.Source = m.Source, ""
+			j.Name, j.Source, j.Driver = m.Source, "", volume.Driver
 			if n := k.Volumes[m.Target]; n != "" {
 				j.Name = n
 			}
@@ -400,7 +412,7 @@ func inspectMounts(k *engine.Container) []mountJSON {
 	}
 	for target, name := range k.Volumes { // those that the image asks for
 		if !seen[target] {
-			out = append(out, mountJSON{Type: "volume", Name: name, Destination: target, RW: true})
+			out = append(out, mountJSON{Type: "volume", Name: name, Destination: target, Driver: volume.Driver, RW: true})
 		}
 	}
 	slices.SortFunc(out, func(a, b mountJSON) int { return strings.Compare(a.Destination, b.Destination) })

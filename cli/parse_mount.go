@@ -3,12 +3,16 @@ package cli
 import (
 	"encoding/csv"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/onggi/onggi/spec"
+	"github.com/onggi/onggi/volume"
+	runspec "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // parseVolume reads -v: [SOURCE:]TARGET[:OPTION,...]. A source with a slash or a leading dot is a path (relative to
@@ -73,6 +77,18 @@ func parseVolume(s, cwd string) (spec.Mount, error) {
 				return m, fmt.Errorf("nocopy is for volumes, and %q is a host path", source)
 			}
 			m.NoCopy = true
+		case "idmap":
+			if err := idmapOption(&m, "", source); err != nil {
+				return m, err
+			}
+		case "exec", "noexec", "suid", "nosuid", "dev", "nodev":
+			m.Options = append(m.Options, o)
+		case "rbind":
+		case "bind":
+			if m.Type != "bind" {
+				return m, fmt.Errorf("%s is for host paths, and %q is a volume", o, source)
+			}
+			m.Recursive = "disabled"
 		case "z", "Z":
 			if hasSELinux() {
 				return m, fmt.Errorf("%s relabels files for SELinux, which this version does not do", o)
@@ -81,10 +97,65 @@ func parseVolume(s, cwd string) (spec.Mount, error) {
 		case "cached", "delegated", "consistent":
 			// What they allow a virtual machine's file sharing to delay; here it is one file system, always consistent.
 		default:
+			if maps, ok := strings.CutPrefix(o, "idmap="); ok {
+				if err := idmapOption(&m, maps, source); err != nil {
+					return m, err
+				}
+				continue
+			}
 			return m, fmt.Errorf("there is no mount option %q", o)
 		}
 	}
 	return m, nil
+}
+
+// idmapOption reads idmap[=uids=FROM-TO-SIZE#...;gids=FROM-TO-SIZE#...], as podman writes it: ids of the file system, what
+// the container sees them as, and how many.
+func idmapOption(m *spec.Mount, s, source string) error {
+	switch {
+	case m.Type != "bind":
+		return fmt.Errorf("idmap is for host paths, and %q is a volume", source)
+	case m.IDMap:
+		return fmt.Errorf("idmap is given more than once")
+	}
+	m.IDMap = true
+	if s == "" {
+		return nil
+	}
+	for part := range strings.SplitSeq(s, ";") {
+		kind, list, _ := strings.Cut(part, "=")
+		into := &m.UIDs
+		switch kind {
+		case "uids":
+		case "gids":
+			into = &m.GIDs
+		default:
+			return fmt.Errorf("idmap is written idmap=uids=FROM-TO-SIZE;gids=FROM-TO-SIZE, and %q is neither uids nor gids", kind)
+		}
+		if len(*into) > 0 {
+			return fmt.Errorf("idmap has %s twice", kind)
+		}
+		for triple := range strings.SplitSeq(list, "#") {
+			var n [3]int64
+			f := strings.Split(triple, "-")
+			for i := range f {
+				var err error
+				if len(f) != 3 {
+					err = fmt.Errorf("%d numbers", len(f))
+				} else if n[i], err = parseInt(f[i], 0, 1<<32-2); err == nil && i == 2 && (n[2] == 0 || n[0]+n[2] > 1<<32-1 || n[1]+n[2] > 1<<32-1) {
+					err = fmt.Errorf("no ids")
+				}
+				if err != nil {
+					return fmt.Errorf("idmap: %q is not FROM-TO-SIZE, such as 1000-0-1: %w", triple, err)
+				}
+			}
+			*into = append(*into, runspec.LinuxIDMapping{ContainerID: uint32(n[0]), HostID: uint32(n[1]), Size: uint32(n[2])})
+		}
+	}
+	if len(m.UIDs) == 0 || len(m.GIDs) == 0 {
+		return fmt.Errorf("idmap needs both uids and gids, or neither")
+	}
+	return nil
 }
 
 // isPath tells a host path from the name of a volume.
@@ -141,21 +212,24 @@ func parseMount(s, cwd string) (spec.Mount, error) {
 	if _, err := r.Read(); err == nil || r.InputOffset() < int64(len(s)) {
 		return m, fmt.Errorf("it has more than one line")
 	}
+	var idmap *string
 	given := make(map[string]bool)
 	for _, f := range fields {
 		key, value, hasValue := strings.Cut(f, "=")
 		key = canonicalMountKey(strings.ToLower(strings.TrimSpace(key)))
-		if given[key] {
+		if given[key] && key != "volume-opt" && key != "volume-label" {
 			return m, fmt.Errorf("%s is given more than once", key)
 		}
 		given[key] = true
-		if key != "readonly" && key != "volume-nocopy" && (!hasValue || value == "") {
+		if !slices.Contains([]string{"readonly", "volume-nocopy", "bind-nonrecursive", "bind-create-src", "idmap"}, key) && (!hasValue || value == "") {
 			return m, fmt.Errorf("%q needs a value: write it as %s=VALUE", f, key)
 		}
 		switch key {
 		case "type":
 			switch m.Type = strings.ToLower(value); m.Type {
 			case "bind", "volume", "tmpfs":
+			case "image", "npipe", "cluster":
+				return m, fmt.Errorf("this version does not honour the mount type %q: it can be bind, volume or tmpfs", value)
 			default:
 				return m, fmt.Errorf("there is no mount type %q: it can be bind, volume or tmpfs", value)
 			}
@@ -177,6 +251,59 @@ func parseMount(s, cwd string) (spec.Mount, error) {
 			default:
 				return m, fmt.Errorf("there is no propagation %q: it can be rprivate, private, rshared, shared, rslave or slave", value)
 			}
+		case "bind-recursive":
+			switch m.Recursive = strings.ToLower(value); m.Recursive {
+			case "enabled", "disabled", "writable", "readonly":
+			default:
+				return m, fmt.Errorf("bind-recursive is enabled, disabled, writable or readonly, not %q", value)
+			}
+		case "bind-nonrecursive": // docker's older word
+			not, err := parseBool(value, hasValue)
+			if err != nil {
+				return m, fmt.Errorf("bind-nonrecursive is true or false, not %q", value)
+			}
+			if not {
+				m.Recursive = "disabled"
+			}
+		case "bind-create-src":
+			if m.CreateSource, err = parseBool(value, hasValue); err != nil {
+				return m, fmt.Errorf("bind-create-src is true or false, not %q", value)
+			}
+		case "idmap":
+			maps := value
+			if on, err := parseBool(value, hasValue); err == nil {
+				if !on {
+					continue
+				}
+				maps = ""
+			}
+			idmap = &maps
+		case "consistency":
+			if !slices.Contains([]string{"default", "consistent", "cached", "delegated"}, strings.ToLower(value)) {
+				return m, fmt.Errorf("there is no consistency %q: it can be default, consistent, cached or delegated", value)
+			}
+		case "volume-subpath":
+			if m.Subpath = path.Clean(value); !filepath.IsLocal(value) || strings.ContainsRune(value, 0) {
+				return m, fmt.Errorf("the subpath %q is not a relative path inside of the volume", value)
+			}
+			if m.Subpath == "." {
+				m.Subpath = ""
+			}
+		case "volume-driver":
+			m.Driver = value
+		case "volume-opt", "volume-label":
+			k, v, err := parseKeyValue(value, key == "volume-label")
+			if err != nil {
+				return m, fmt.Errorf("%s: %w", key, err)
+			}
+			into := &m.DriverOptions
+			if key == "volume-label" {
+				into = &m.Labels
+			}
+			if *into == nil {
+				*into = map[string]string{}
+			}
+			(*into)[k] = v
 		case "tmpfs-size":
 			if m.TmpfsSize, err = parseSize(value); err != nil {
 				return m, fmt.Errorf("tmpfs-size: %w", err)
@@ -186,13 +313,35 @@ func parseMount(s, cwd string) (spec.Mount, error) {
 				return m, fmt.Errorf("tmpfs-mode: %w", err)
 			}
 		default:
-			return m, fmt.Errorf("there is no key %q: a mount has type, source, target, readonly, bind-propagation, volume-nocopy, tmpfs-size and tmpfs-mode", key)
+			return m, fmt.Errorf("there is no key %q: a mount has type, source, target, readonly, consistency, bind-propagation, bind-recursive, bind-create-src, idmap, "+
+				"volume-nocopy, volume-subpath, volume-driver, volume-opt, volume-label, tmpfs-size and tmpfs-mode", key)
 		}
 	}
-	for key, of := range map[string]string{"bind-propagation": "bind", "volume-nocopy": "volume", "tmpfs-size": "tmpfs", "tmpfs-mode": "tmpfs"} {
-		if given[key] && m.Type != of {
+	if given["bind-recursive"] && given["bind-nonrecursive"] {
+		return m, fmt.Errorf("bind-recursive and bind-nonrecursive contradict each other")
+	}
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		of, _, _ := strings.Cut(key, "-")
+		if key == "idmap" {
+			of = "bind"
+		}
+		if (of == "bind" || of == "volume" || of == "tmpfs") && m.Type != of {
 			return m, fmt.Errorf("%s is for type=%s, and this mount has type=%s", key, of, m.Type)
 		}
+	}
+	if m.Recursive == "readonly" && (!m.ReadOnly || m.Propagation != "" && m.Propagation != "rprivate") {
+		return m, fmt.Errorf("bind-recursive=readonly needs readonly and bind-propagation=rprivate")
+	}
+	if m.Recursive == "writable" && !m.ReadOnly {
+		return m, fmt.Errorf("bind-recursive=writable is for a mount that is readonly itself")
+	}
+	if idmap != nil {
+		if err := idmapOption(&m, *idmap, m.Source); err != nil {
+			return m, err
+		}
+	}
+	if err := volume.CheckOptions(m.DriverOptions); err != nil {
+		return m, err
 	}
 	if err := mountTarget(m.Target); err != nil {
 		return m, err
@@ -227,6 +376,8 @@ func canonicalMountKey(key string) string {
 		return "target"
 	case "ro":
 		return "readonly"
+	case "volume-no-copy":
+		return "volume-nocopy"
 	}
 	return key
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/onggi/onggi/spec"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	runspec "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func TestParseSize(t *testing.T) {
@@ -133,6 +134,13 @@ func TestParseVolume(t *testing.T) {
 		"data:/b:nocopy,ro":  {Type: "volume", Source: "data", Target: "/b", NoCopy: true, ReadOnly: true},
 		"d-1_x.y:/b":         {Type: "volume", Source: "d-1_x.y", Target: "/b"},
 		"/a:/b:cached":       {Type: "bind", Source: "/a", Target: "/b", CreateSource: true},
+		"/a:/b:idmap,nosuid": {Type: "bind", Source: "/a", Target: "/b", CreateSource: true, IDMap: true, Options: []string{"nosuid"}},
+		"/a:/b:idmap=uids=1-2-3#7-8-1;gids=4-5-6": {
+			Type: "bind", Source: "/a", Target: "/b", CreateSource: true, IDMap: true,
+			UIDs: []runspec.LinuxIDMapping{{ContainerID: 1, HostID: 2, Size: 3}, {ContainerID: 7, HostID: 8, Size: 1}},
+			GIDs: []runspec.LinuxIDMapping{{ContainerID: 4, HostID: 5, Size: 6}},
+		},
+		"/a:/b:bind,ro":      {Type: "bind", Source: "/a", Target: "/b", CreateSource: true, ReadOnly: true, Recursive: "disabled"},
 		"/a:/b/c d":          {Type: "bind", Source: "/a", Target: "/b/c d", CreateSource: true},
 		"/\xed\x95\x9c:/etc": {Type: "bind", Source: "/\xed\x95\x9c", Target: "/etc", CreateSource: true},
 	} {
@@ -152,7 +160,10 @@ func TestParseVolume(t *testing.T) {
 		"/a:/b:": "last colon", "/a:/b:xx": "no mount option", "/a:/b:ro:rw": "three parts", "/": "cannot be /", "/a:/": "cannot be /", "/a:/..": "cannot be /",
 		"/a:/b:ro,rw": "more than once", "/a:/b:rslave,rshared": "two propagations", "d1:/b:rslave": "for host paths", "/a:/b:nocopy": "for volumes",
 		"/a:/b:z,Z": "SELinux", "~/x:/b": "expanded", "-x:/b": "neither a path nor", "a b:/c": "neither a path nor", "x:/b": "two letters",
-		"/a:/b\x00": "null byte",
+		"/a:/b\x00":   "null byte",
+		"d1:/b:idmap": "for host paths", "/a:/b:idmap,idmap": "more than once", "/a:/b:idmap=uids=1-2-3": "both uids and gids", "/a:/b:idmap=x=1": "neither uids nor gids",
+		"/a:/b:idmap=uids=1-2;gids=1-2-3": "FROM-TO-SIZE", "/a:/b:idmap=uids=1-2-0;gids=1-2-3": "no ids", "/a:/b:idmap=uids=1-4294967290-9;gids=1-2-3": "no ids",
+		"d1:/b:bind": "for host paths",
 	} {
 		if got, err := parseVolume(s, "/cwd"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("parseVolume(%q) = %+v, %v; want an error with %q", s, got, err, want)
@@ -168,8 +179,17 @@ func TestParseMount(t *testing.T) {
 		"type=bind,source=/a,target=/b,bind-propagation=slave": {Type: "bind", Source: "/a", Target: "/b", Propagation: "slave"},
 		"target=/b":                           {Type: "volume", Target: "/b"},
 		"source=data,target=/b,volume-nocopy": {Type: "volume", Source: "data", Target: "/b", NoCopy: true},
-		"type=tmpfs,target=/b,tmpfs-size=64m,tmpfs-mode=1777": {Type: "tmpfs", Target: "/b", TmpfsSize: 64 << 20, TmpfsMode: 0o1777},
-		`type=bind,"source=/a,b",target=/c`:                   {Type: "bind", Source: "/a,b", Target: "/c"},
+		"type=tmpfs,target=/b,tmpfs-size=64m,tmpfs-mode=1777":                {Type: "tmpfs", Target: "/b", TmpfsSize: 64 << 20, TmpfsMode: 0o1777},
+		"type=bind,source=/a,target=/b,ro,bind-recursive=readonly,idmap":     {Type: "bind", Source: "/a", Target: "/b", ReadOnly: true, Recursive: "readonly", IDMap: true},
+		"type=bind,source=/a,target=/b,bind-nonrecursive,consistency=cached": {Type: "bind", Source: "/a", Target: "/b", Recursive: "disabled"},
+		"type=bind,source=/a,target=/b,bind-create-src,idmap=false":          {Type: "bind", Source: "/a", Target: "/b", CreateSource: true},
+		"source=data,target=/b,volume-subpath=a/./b,volume-driver=local":     {Type: "volume", Source: "data", Target: "/b", Subpath: "a/b", Driver: "local"},
+		"source=data,target=/b,volume-subpath=.":                             {Type: "volume", Source: "data", Target: "/b"},
+		`source=data,target=/b,volume-opt=type=tmpfs,volume-opt=device=tmpfs,"volume-opt=o=size=1m,uid=3",volume-label=a=b`: {
+			Type: "volume", Source: "data", Target: "/b", Labels: map[string]string{"a": "b"},
+			DriverOptions: map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=1m,uid=3"},
+		},
+		`type=bind,"source=/a,b",target=/c`: {Type: "bind", Source: "/a,b", Target: "/c"},
 	} {
 		got, err := parseMount(s, "/cwd")
 		if d := cmp.Diff(want, got); err != nil || d != "" {
@@ -183,6 +203,12 @@ func TestParseMount(t *testing.T) {
 		"type=tmpfs,target=/b,tmpfs-size=0": "greater than zero", "type=tmpfs,target=/b,tmpfs-mode=999": "octal", "type=bind,source=/a,target=/b,volume-nocopy": "for type=volume",
 		"type=bind,source=/a,target=/b,bind-propagation=up": "no propagation", "type=bind,source=/a,target=/b,foo=1": "no key", "type": "needs a value",
 		"type=bind,source=/a,target=/b,ro=maybe": "true or false", "target=/b\ntarget=/c": "one line", `target="/b`: "not a list",
+		"source=data,target=/b,volume-subpath=../x": "inside of the volume", "source=data,target=/b,volume-subpath=/x": "inside of the volume",
+		"source=data,target=/b,bind-recursive=disabled": "for type=bind", "type=bind,source=/a,target=/b,bind-recursive=no": "enabled, disabled",
+		"type=bind,source=/a,target=/b,bind-recursive=readonly": "needs readonly", "type=bind,source=/a,target=/b,bind-recursive=writable": "readonly itself",
+		"source=data,target=/b,volume-opt=nope=1": "invalid option", "source=data,target=/b,volume-opt=x": "KEY=VALUE", "source=data,target=/b,idmap": "for type=bind",
+		"source=data,target=/b,consistency=some": "no consistency", "type=image,source=a,target=/b": "does not honour",
+		"type=bind,source=/a,target=/b,bind-recursive=disabled,bind-nonrecursive": "contradict", "type=tmpfs,target=/b,volume-opt=a=b": "for type=volume",
 	} {
 		if got, err := parseMount(s, "/cwd"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("parseMount(%q) = %+v, %v; want an error with %q", s, got, err, want)

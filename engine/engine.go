@@ -20,6 +20,8 @@ type Config struct {
 	Runtime    []string          `json:"runtime,omitempty"` // foreign OCI runtime
 	Log        monitor.LogConfig `json:"log"`
 	Pull       string            `json:"pull,omitempty"` // "missing" (default), "always", "never"
+	// VolumesFrom are containers whose binds and volumes are added to Mounts: CONTAINER[:ro|:rw].
+	VolumesFrom []string `json:"volumesFrom,omitempty"`
 	// Build is the build that the container is a step of; "" for a user's container. List leaves steps out.
 	Build string `json:"build,omitempty"`
 	// Stack holds the layers of a step, bottom first, instead of Image.

@@ -233,15 +233,15 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	}
 	defer tree.close()
 
-	var volumes map[string]string
-	var unmake func() error
+	var from *sources
 	err = steps.Do("volumes", func() (err error) {
-		volumes, unmake, err = h.ensureVolumes(tree)
+		from, err = h.ensureVolumes(tree)
 		return err
-	}, func() error { return unmake() })
+	}, func() error { return from.unmake() })
 	if err != nil {
 		return nil, err
 	}
+	defer from.close()
 
 	host, err := hostFacts(&r.Config.Config)
 	if err != nil {
@@ -313,7 +313,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		}
 	}
 	if err := steps.Do("spec", func() error {
-		return h.writeSpec(tree, host, volumes, files, netns)
+		return h.writeSpec(tree, host, from, files, netns)
 	}, nil); err != nil {
 		return nil, err
 	}
@@ -399,7 +399,7 @@ func (h *held) names(hostname string) (network.Names, error) {
 }
 
 // writeSpec resolves the user and writes config.json.
-func (h *held) writeSpec(tree *view, host spec.Host, volumes, files map[string]string, netns string) error {
+func (h *held) writeSpec(tree *view, host spec.Host, from *sources, files map[string]string, netns string) error {
 	e, r := h.e, h.rec
 	uid, gid, more, home, err := resolveUser(tree, cmpOr(r.Config.User, r.Image.User), r.Config.GroupAdd)
 	if err != nil {
@@ -410,9 +410,19 @@ func (h *held) writeSpec(tree *view, host spec.Host, volumes, files map[string]s
 	if c.Mounts, err = h.mounts(); err != nil {
 		return err
 	}
+	for i := range c.Mounts {
+		m := &c.Mounts[i]
+		m.From = from.paths[m.Target]
+		if err := idMaps(m, uid, gid); err != nil {
+			return err
+		}
+		if err := h.volumeFlags(m); err != nil {
+			return err
+		}
+	}
 	s, warnings, err := spec.Generate(spec.Input{
 		ID: r.ID, Image: &ocispec.Image{Config: r.Image}, Config: &c, Host: host, RootPath: "rootfs", CgroupsPath: r.CgroupPath, NetNS: netns,
-		UID: uid, GID: gid, AdditionalGids: more, Home: home, Volumes: volumes, Files: files,
+		UID: uid, GID: gid, AdditionalGids: more, Home: home, Files: files,
 	})
 	if err != nil {
 		return err

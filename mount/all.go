@@ -173,6 +173,9 @@ func detached(m *Mount) (int, error) {
 			return -1, err
 		}
 	}
+	if attr&unix.MOUNT_ATTR_RDONLY != 0 && typ != "overlay" { // a device may be read-only itself
+		data = append(data, "ro")
+	}
 	for _, d := range data {
 		if k, v, ok := strings.Cut(d, "="); ok {
 			err = unix.FsconfigSetString(fs, k, v)

@@ -2,6 +2,8 @@ package mount
 
 import (
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/onggi/onggi/errdefs"
 	"golang.org/x/sys/unix"
@@ -44,6 +46,33 @@ func Tree(m Mount) (*os.File, error) {
 		return fail(err)
 	}
 	return tree, nil
+}
+
+// Detached makes the file system of m and returns the handle of its mount, which is attached to no namespace: whoever gets
+// the handle can give it a place with move_mount(2), once; without that it ends with the last handle. It is not for
+// overlays and binds. Options that only mount(8) and fstab(5) know are left out, as mount(8) does.
+func Detached(m Mount) (*os.File, error) {
+	fail := func(err error) (*os.File, error) {
+		return nil, &errdefs.Error{Op: "mount", What: m.Source + " as " + m.Type, Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
+	}
+	if m.Target != "" || m.Overlay != nil || m.Type == "bind" || m.Type == "overlay" {
+		return fail(&errdefs.Error{Kind: errdefs.InvalidArgument, Why: "it is not a file system of its own"})
+	}
+	var options []string
+	for _, o := range m.Options {
+		switch name, _, _ := strings.Cut(o, "="); {
+		case strings.HasPrefix(name, "x-"):
+		case slices.Contains([]string{"suid", "dev", "exec", "atime", "diratime", "norelatime", "_netdev", "nofail", "auto", "noauto", "user", "users", "nouser", "owner", "comment"}, name):
+		default:
+			options = append(options, o)
+		}
+	}
+	m.Options = options
+	fd, err := detached(&m)
+	if err != nil {
+		return fail(err)
+	}
+	return os.NewFile(uintptr(fd), m.Source), nil
 }
 
 // inNamespace runs f in a thread with a mount namespace of its own, from which nothing reaches the host's. The thread

@@ -53,3 +53,40 @@ func TestTree(t *testing.T) {
 		t.Error("a tree of nothing")
 	}
 }
+
+// TestDetached: a file system that is nowhere; a process in another mount namespace gives it a place.
+func TestDetached(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	before, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Detached(Mount{Type: "tmpfs", Source: "x", Options: []string{"size=1m", "nosuid", "_netdev", "x-any=1", "rw"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	dir := t.TempDir()
+	err = inNamespace(func() error {
+		if err := unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, "file"), []byte("x"), 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after, _ := os.ReadFile("/proc/self/mountinfo"); string(after) != string(before) {
+		t.Errorf("the mounts have changed:\n%s", after)
+	}
+	for _, m := range []Mount{
+		{Type: "bind", Source: "/"}, {Type: "tmpfs", Target: "x"}, {Type: "nosuchfs", Source: "x"}, {Type: "tmpfs", Options: []string{"nosuchoption=1"}},
+	} {
+		if f, err := Detached(m); err == nil {
+			_ = f.Close()
+			t.Errorf("%+v: no error", m)
+		}
+	}
+}

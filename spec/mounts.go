@@ -182,7 +182,9 @@ func (g *generator) mount(m Mount, l *runspec.Linux) (runspec.Mount, error) {
 	switch m.Type {
 	case "bind", "volume":
 		out.Type, out.Source = "bind", m.Source
-		if m.Type == "volume" {
+		if m.From != "" {
+			out.Source = m.From
+		} else if m.Type == "volume" {
 			p, ok := g.in.Volumes[m.Source]
 			if !ok {
 				return out, &errdefs.Error{Op: "mount", What: "volume " + m.Source, Kind: errdefs.Internal, Why: "nobody gave its path"}
@@ -199,6 +201,10 @@ func (g *generator) mount(m Mount, l *runspec.Linux) (runspec.Mount, error) {
 			return out, invalid(flag, m.Target, "nocopy belongs to volumes: nothing is ever copied into a host directory", "drop nocopy")
 		}
 		out.Options = []string{"rbind", "rw"}
+		if m.Recursive == "disabled" {
+			out.Options[0] = "bind"
+		}
+		out.UIDMappings, out.GIDMappings = m.UIDs, m.GIDs
 	case "tmpfs":
 		out.Type, out.Source = "tmpfs", "tmpfs"
 		if m.Source != "" {
@@ -224,6 +230,14 @@ func (g *generator) mount(m Mount, l *runspec.Linux) (runspec.Mount, error) {
 	}
 	if m.ReadOnly {
 		out.Options, _ = setOption(out.Options, "ro")
+		if all := g.in.Host.KernelVersion; m.Type != "tmpfs" && (m.Recursive == "" || m.Recursive == "enabled" || m.Recursive == "readonly") {
+			switch {
+			case all[0] > 5 || all[0] == 5 && all[1] >= 12:
+				out.Options = append(out.Options, "rro") // as docker since 25
+			case m.Recursive == "readonly":
+				return out, invalid(flag, m.Target, "bind-recursive=readonly needs Linux 5.12 (mount_setattr)", "use bind-recursive=disabled, which leaves the mounts below out")
+			}
+		}
 	}
 	if m.Type == "tmpfs" {
 		if m.TmpfsSize > 0 {
@@ -250,6 +264,12 @@ func (g *generator) mount(m Mount, l *runspec.Linux) (runspec.Mount, error) {
 		}
 	default:
 		return out, invalid(flag, m.Target, fmt.Sprintf("there is no propagation %q", prop), "use rprivate, private, rshared, shared, rslave or slave")
+	}
+	if m.Recursive == "readonly" && (!m.ReadOnly || m.Propagation != "" && m.Propagation != "rprivate") {
+		return out, invalid(flag, m.Target, "bind-recursive=readonly needs readonly, and bind-propagation=rprivate", "add readonly,bind-propagation=rprivate")
+	}
+	if m.Recursive == "writable" && !m.ReadOnly {
+		return out, invalid(flag, m.Target, "bind-recursive=writable is for a mount that is readonly itself", "add readonly, or leave it out")
 	}
 	if m.Type == "volume" && m.Propagation != "" && m.Propagation != "rprivate" {
 		return out, invalid(flag, m.Target, "a volume's mounts are always private", "drop the propagation, or bind a host directory")

@@ -93,6 +93,24 @@ type Mount struct {
 	TmpfsSize   int64    `json:"tmpfsSize,omitempty"`
 	TmpfsMode   uint32   `json:"tmpfsMode,omitempty"`
 	Options     []string `json:"options,omitempty"`
+	// Recursive says what a bind does with the mounts below its source: "" and "enabled" bring them along, and make them
+	// read-only with it where the kernel can (5.12); "disabled" leaves them out; "writable" brings them along as they are;
+	// "readonly" is an error where the kernel cannot.
+	Recursive string `json:"recursive,omitempty"`
+	// Subpath is the part of a volume that is mounted, relative to its root; "" is all of it.
+	Subpath string `json:"subpath,omitempty"`
+	// IDMap: a bind shows the owners of files by a map (mount_setattr(2), MOUNT_ATTR_IDMAP). ContainerID is an id on the
+	// file system, HostID what the container sees. Without maps the owner of the source and the container's user are
+	// exchanged, and all others are themselves.
+	IDMap bool                     `json:"idmap,omitempty"`
+	UIDs  []runspec.LinuxIDMapping `json:"uids,omitempty"`
+	GIDs  []runspec.LinuxIDMapping `json:"gids,omitempty"`
+	// Driver, DriverOptions and Labels are those of a volume that is made for the mount.
+	Driver        string            `json:"driver,omitempty"`
+	DriverOptions map[string]string `json:"driverOptions,omitempty"`
+	Labels        map[string]string `json:"labels,omitempty"`
+	// From is what is bound instead of what Source says, such as "/proc/7/fd/8"; only a start knows it.
+	From string `json:"-"`
 	// CreateSource: a bind's missing host directory is made (docker's -v does, its --mount does not).
 	CreateSource bool `json:"createSource,omitempty"`
 }

@@ -291,7 +291,20 @@ func TestMounts(t *testing.T) {
 		want   string // the mounts behind the defaults
 	}{
 		{"bind", one(Mount{Type: "bind", Source: "/src", Target: "/dst/"}), "/dst=/src(rbind,rw,rprivate)"},
-		{"bind ro slave", one(Mount{Type: "bind", Source: "/src", Target: "/dst", ReadOnly: true, Propagation: "rslave"}), "/dst=/src(rbind,ro,rslave)"},
+		{"bind ro slave", one(Mount{Type: "bind", Source: "/src", Target: "/dst", ReadOnly: true, Propagation: "rslave"}), "/dst=/src(rbind,ro,rro,rslave)"},
+		{"ro on an old kernel", func(in *Input) {
+			one(Mount{Type: "bind", Source: "/src", Target: "/dst", ReadOnly: true})(in)
+			in.Host.KernelVersion = [2]int{5, 10}
+		}, "/dst=/src(rbind,ro,rprivate)"},
+		{"all read-only on an old kernel", func(in *Input) {
+			one(Mount{Type: "bind", Source: "/src", Target: "/dst", ReadOnly: true, Recursive: "readonly"})(in)
+			in.Host.KernelVersion = [2]int{5, 11}
+		}, "!needs Linux 5.12"},
+		{"ro, the rest as it is", one(Mount{Type: "bind", Source: "/src", Target: "/dst", ReadOnly: true, Recursive: "writable"}), "/dst=/src(rbind,ro,rprivate)"},
+		{"ro, without the rest", one(Mount{Type: "bind", Source: "/src", Target: "/dst", ReadOnly: true, Recursive: "disabled"}), "/dst=/src(bind,ro,rprivate)"},
+		{"writable and rw", one(Mount{Type: "bind", Source: "/src", Target: "/dst", Recursive: "writable"}), "!readonly itself"},
+		{"readonly and slave", one(Mount{Type: "bind", Source: "/src", Target: "/dst", ReadOnly: true, Recursive: "readonly", Propagation: "rslave"}), "!bind-propagation=rprivate"},
+		{"a volume from elsewhere", one(Mount{Type: "volume", Source: "data", Target: "/d", From: "/proc/7/fd/8"}), "/d=/proc/7/fd/8(rbind,rw,rprivate)"},
 		{"volume", one(Mount{Type: "volume", Source: "data", Target: "/d", Options: []string{"nosuid"}}), "/d=/vols/data(rbind,rw,nosuid,rprivate)"},
 		{"tmpfs", one(Mount{Type: "tmpfs", Target: "/t"}), "/t=tmpfs(noexec,nosuid,nodev,rw)"},
 		{

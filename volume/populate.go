@@ -120,6 +120,51 @@ func (s *Store) Populate(v *Volume, src int) (err error) {
 	return nil
 }
 
+// Fill copies the tree below the directory handle src into the directory handle dst, if that is empty, as Populate copies;
+// it is for volumes that are mounted from elsewhere. What was copied is removed again on failure.
+func Fill(dst, src int) (err error) {
+	to, err := openDir(dst, ".", 0)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if _, err := to.Readdirnames(1); err != io.EOF {
+		return err // something is there, or it cannot be read
+	}
+	from, err := openDir(src, ".", 0)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeIn(to))
+		}
+	}()
+	c := &copier{root: to, links: map[inode]string{}}
+	if err := c.directory(from, to, ""); err != nil {
+		return err
+	}
+	return c.finish(from, to)
+}
+
+// removeIn removes what is in a directory.
+func removeIn(dir *os.File) error {
+	if _, err := dir.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := pathrs.RemoveAll(dir, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func isEmpty(dir *os.File, name string) (bool, error) {
 	d, err := openDir(int(dir.Fd()), name, 0)
 	if err != nil {

@@ -126,11 +126,8 @@ func (s *Store) Ensure(name string, labels map[string]string) (*Volume, error) {
 // those that are not given are not compared. AlreadyExists when it is another one, InvalidArgument for a name, an option,
 // or the driver. An empty name makes an anonymous volume.
 func (s *Store) Create(name, driver string, labels, options map[string]string) (*Volume, error) {
-	if driver != "" && driver != Driver {
-		return nil, &errdefs.Error{
-			Op: "use", What: "--driver " + driver, Kind: errdefs.InvalidArgument, Why: "there is no such volume driver, and plugins need a daemon",
-			Fix: "use --driver local; it has --opt type=, o= and device= for nfs, tmpfs and disks",
-		}
+	if err := checkDriver(driver); err != nil {
+		return nil, err
 	}
 	if err := CheckOptions(options); err != nil {
 		return nil, err
@@ -158,16 +155,34 @@ func (s *Store) Create(name, driver string, labels, options map[string]string) (
 	return v, nil
 }
 
-// EnsureAnonymous is Ensure for an anonymous volume whose name (64 hex digits) the caller has chosen and recorded
+// CreateAnonymous is Create for an anonymous volume whose name (64 hex digits) the caller has chosen and recorded
 // before, so that a crash between the two leaves no volume that nobody owns.
-func (s *Store) EnsureAnonymous(name string) (*Volume, error) {
+func (s *Store) CreateAnonymous(name, driver string, labels, options map[string]string) (*Volume, error) {
 	if len(name) != anonymousID || strings.Trim(name, "0123456789abcdef") != "" {
 		return nil, &errdefs.Error{
 			Op: "use", What: fmt.Sprintf("volume name %.80q", name), Kind: errdefs.InvalidArgument,
 			Why: "an anonymous volume's name is 64 hex digits",
 		}
 	}
-	return s.ensure(&Volume{Name: name, Anonymous: true})
+	if err := errors.Join(checkDriver(driver), CheckOptions(options)); err != nil {
+		return nil, err
+	}
+	return s.ensure(&Volume{Name: name, Labels: labels, Options: maps.Clone(options), Anonymous: true})
+}
+
+// EnsureAnonymous is CreateAnonymous without labels and options.
+func (s *Store) EnsureAnonymous(name string) (*Volume, error) {
+	return s.CreateAnonymous(name, "", nil, nil)
+}
+
+func checkDriver(driver string) error {
+	if driver == "" || driver == Driver {
+		return nil
+	}
+	return &errdefs.Error{
+		Op: "use", What: "--driver " + driver, Kind: errdefs.InvalidArgument, Why: "there is no such volume driver, and plugins need a daemon",
+		Fix: "use --driver local; it has --opt type=, o= and device= for nfs, tmpfs and disks",
+	}
 }
 
 func (s *Store) ensure(v *Volume) (*Volume, error) {

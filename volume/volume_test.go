@@ -518,3 +518,82 @@ func TestKilledAnywhere(t *testing.T) {
 		}
 	}
 }
+
+// small mounts a tmpfs of that size.
+func small(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Skip("cannot mount: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// TestPopulateOnAFullDisk: the volume stays empty and fresh, nothing of the copy is left, and the next time it works.
+func TestPopulateOnAFullDisk(t *testing.T) {
+	src := t.TempDir()
+	for _, n := range []string{"a", "b", "c"} {
+		if err := os.WriteFile(filepath.Join(src, n), make([]byte, 500_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk := small(t, "1m")
+	s, err := Open(filepath.Join(disk, "volumes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := ensure(t, s, "data")
+	if err := populate(t, s, v, src, unix.O_PATH); !errdefs.Is(err, errdefs.NoSpace) || !strings.Contains(err.Error(), "volume data") {
+		t.Errorf("got %v, want no space", err)
+	}
+	if got := entries(t, v.Path) + entries(t, filepath.Join(s.dir, "data")); got != "_data lock volume.json" {
+		t.Errorf("left: %s", got)
+	}
+	if now, err := s.Get("data"); err != nil || !now.Fresh {
+		t.Errorf("got %+v, %v; want it fresh", now, err)
+	}
+	if err := unix.Mount("none", disk, "tmpfs", unix.MS_REMOUNT, "size=4m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := populate(t, s, v, src, unix.O_PATH); err != nil || entries(t, v.Path) != "a b c" {
+		t.Errorf("with space: %v: %s", err, entries(t, v.Path))
+	}
+}
+
+func TestFill(t *testing.T) {
+	src := image(t)
+	fillFrom := func(dst string) error {
+		a, err := os.Open(dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		b, err := os.Open(src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		return Fill(int(a.Fd()), int(b.Fd()))
+	}
+	full, none := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(full, "mine"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := fillFrom(full); err != nil || entries(t, full) != "mine" {
+		t.Errorf("a directory with content: %v: %s", err, entries(t, full))
+	}
+	if err := fillFrom(none); err != nil || entries(t, none) != "attrs dangling fifo hard null setuid sub" {
+		t.Errorf("an empty directory: %v: %s", err, entries(t, none))
+	}
+	src = t.TempDir()
+	for _, n := range []string{"a", "b"} {
+		if err := os.WriteFile(filepath.Join(src, n), make([]byte, 100_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk := small(t, "150k")
+	if err := fillFrom(disk); !errdefs.Is(err, errdefs.NoSpace) || entries(t, disk) != "" {
+		t.Errorf("a full disk: %v: %s is left", err, entries(t, disk))
+	}
+}

@@ -17,13 +17,14 @@ import (
 //
 // A tmpfs with the option tmpcopyup (podman) begins with a copy of the directory that it covers. A bind mount with an id
 // map needs rights over the file system that it shows; in a new user namespace every bind mount is opened here, because
-// the way to its source may be closed to the container's ids. Who is not root can do that in the new namespace only.
+// the way to its source may be closed to the container's ids. Who is not root can do that in the new namespace only. What
+// a handle of another process stands for is in this mount namespace, or in none at all.
 func (k *creation) trees(first int) (map[int]int, error) {
 	trees := map[int]int{}
 	for i := range k.spec.Mounts {
 		m := &k.spec.Mounts[i]
 		copyUp := m.Type == "tmpfs" && has(m.Options, "tmpcopyup") && len(k.Options.Rootfs) == 0
-		if !copyUp && !(plan.IsBind(m) && !has(m.Options, "remount") && (k.newUser && mayMount() || plan.BindAttributes(m).IDMap)) {
+		if !copyUp && !(plan.IsBind(m) && !has(m.Options, "remount") && (k.newUser && mayMount() || isHandle(m.Source) || plan.BindAttributes(m).IDMap)) {
 			continue
 		}
 		trees[i] = first
@@ -48,6 +49,13 @@ func (k *creation) trees(first int) (map[int]int, error) {
 	return trees, nil
 }
 
+// isHandle reports whether a bind's source is what a process has open: /proc/PID/fd/N. A part of a volume is given so, as
+// its path could be changed by the containers that use the volume, and so is a file system that is not mounted anywhere.
+func isHandle(source string) bool {
+	p := strings.Split(source, "/")
+	return len(p) == 5 && p[0] == "" && p[1] == "proc" && p[3] == "fd" && p[4] != ""
+}
+
 // mayMount reports whether this process may copy mounts in its own mount namespace.
 func mayMount() bool {
 	h, _ := held()
@@ -62,7 +70,12 @@ func (k *creation) bindTree(m *runspec.Mount) (fd int, err error) {
 	if a.Recursive {
 		flags |= unix.AT_RECURSIVE
 	}
-	if fd, err = unix.OpenTree(unix.AT_FDCWD, src, flags); err != nil {
+	fd, err = unix.OpenTree(unix.AT_FDCWD, src, flags)
+	if err == unix.EINVAL && isHandle(m.Source) {
+		// It is a mount that is in no namespace, which Linux copies from 6.15 on: it is taken itself.
+		fd, err = unix.Open(src, unix.O_PATH|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
 		return -1, &errdefs.Error{Op: "open bind source", What: src, Err: err}
 	}
 	defer func() {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,7 @@ func buildRun(a *app, c *cobra.Command) {
 		sigProxy bool
 		timing   bool
 		pidfile  string
+		keys     string
 	)
 	c.Use = "run [FLAGS] IMAGE [COMMAND] [ARGUMENT...]"
 	c.Long = `Make a container from an image and run it. The image is pulled if it is not here.
@@ -50,6 +52,7 @@ Exit codes besides the container's own:
 	fs.BoolVarP(&detach, "detach", "d", false, "run in the background and print the container's id")
 	f.register(fs)
 	fs.BoolVar(&sigProxy, "sig-proxy", true, "send signals on to the container (without -t)")
+	fs.StringVar(&keys, "detach-keys", "", detachKeysUsage+" (default "+defaultDetachKeys+")")
 	fs.StringVar(&pidfile, "pidfile", "", "write the process id of the container's command to a `file`")
 	fs.BoolVar(&timing, "timing", false, "print how long each phase of the start took on stderr")
 	fs.SetInterspersed(false)
@@ -61,6 +64,10 @@ Exit codes besides the container's own:
 		}
 		if err := writable("--pidfile", pidfile); err != nil {
 			return exitWith(err)
+		}
+		var err error
+		if r.keys, err = readDetachKeys(keys); err != nil {
+			return err
 		}
 		cfg, err := f.config(args[0], args[1:], c.Flags().Changed)
 		if err != nil {
@@ -117,14 +124,18 @@ func buildCreate(a *app, c *cobra.Command) {
 }
 
 func buildStart(a *app, c *cobra.Command) {
-	var attach, interactive, timing bool
+	var (
+		attach, interactive, timing bool
+		keys                        string
+	)
 	c.Use = "start [FLAGS] CONTAINER [CONTAINER...]"
-	c.Long = `Start containers that are created or have ended, and print their names. With -a this command is attached to the
-container's output, waits for its end, and exits with its code; with -i its input is attached as well.`
+	c.Long = `Start containers that are created or have ended, and print their names; one that runs already is left as it is. With -a this
+command is attached to the container's output, waits for its end, and exits with its code; with -i its input is attached as well.`
 	c.Example = `  onggi start web db
   onggi start -ai shell                         back into a container with a terminal`
 	c.Flags().BoolVarP(&attach, "attach", "a", false, "attach stdout and stderr, and send signals on")
 	c.Flags().BoolVarP(&interactive, "interactive", "i", false, "attach stdin (the container was made with -i)")
+	c.Flags().StringVar(&keys, "detach-keys", "", detachKeysUsage+" (default "+defaultDetachKeys+")")
 	c.Flags().BoolVar(&timing, "timing", false, "print how long each phase of the start took on stderr")
 	c.Args = takes(1, -1, "the names or ids of containers")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -137,6 +148,9 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 			defer cancel()
 			return exitOfCommand(a.forEach(ctx, args, func(ctx context.Context, name string) (string, error) {
 				s, err := e.Start(ctx, name, engine.StartOptions{Timing: timing})
+				if runsAlready(e, name, err) {
+					return name, nil
+				}
 				if err != nil {
 					return "", err
 				}
@@ -166,13 +180,29 @@ container's output, waits for its end, and exits with its code; with -i its inpu
 			app: a, name: args[0], rm: k.Config.AutoRemove, tty: k.Config.Tty, sigProxy: !k.Config.Tty, timing: timing,
 			streams: streams{in: interactive, out: true, err: true},
 		}
+		if r.keys, err = readDetachKeys(keys); err != nil {
+			return err
+		}
 		if r.tty && interactive {
 			if err := a.needTerminal("start"); err != nil {
 				return err
 			}
 		}
+		if k.Status == engine.Running {
+			r.later = true
+			return exitOfCommand(r.attach(c.Context(), e))
+		}
 		return exitOfCommand(r.start(c.Context(), e))
 	}
+}
+
+// runsAlready reports whether err says that the container runs already, which is what a start is asked for.
+func runsAlready(e *engine.Engine, name string, err error) bool {
+	if !errdefs.Is(err, errdefs.Conflict) {
+		return false
+	}
+	k, err := e.Get(name)
+	return err == nil && k.Status == engine.Running && !k.Paused
 }
 
 // create makes the container, and writes the cidfile before anything can be started.
@@ -249,6 +279,9 @@ type running struct {
 	sigProxy bool
 	timing   bool
 	pidfile  string
+	keys     []byte // that detach from a terminal
+	later    bool   // it has come to a container that ran already
+	left     atomic.Bool
 
 	mu       sync.Mutex
 	client   *monitor.Client // signals go here once the container runs
@@ -381,8 +414,14 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 	if r.tty {
 		r.followSize(ctx, func(w, h uint16) { _ = s.Client.Resize(ctx, w, h) })
 	}
-	x, err := e.Finish(ctx, s)
+	x, err := r.wait(ctx, e, s)
 	r.restore()
+	if err != nil && r.left.Load() {
+		s.Client.Renounce()
+		_ = s.Client.Close()
+		e.Detached(s.Container.ID)
+		return r.print("read escape sequence\n")
+	}
 	if err != nil {
 		if n := r.gaveUp(); n != 0 {
 			why := "the container does not react to the signals"
@@ -432,6 +471,11 @@ func (r *running) startOptions() engine.StartOptions {
 	}
 	if r.streams.in {
 		o.Stdin = r.in
+		if r.tty && r.raised() {
+			if in, err := watchKeys(r.in, r.keys, r.leave); err == nil {
+				o.Stdin = in
+			}
+		}
 	}
 	if r.streams.out {
 		o.Stdout = r.out
@@ -568,6 +612,9 @@ func (r *running) passOn(_ context.Context, c *monitor.Client, giveUp context.Ca
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.client, r.giveUp, r.caught = c, giveUp, 0
+	if r.left.Load() {
+		giveUp()
+	}
 	for _, n := range r.early {
 		r.pass(n)
 	}

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/onggi/onggi/cgroup"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/undo"
 )
@@ -84,11 +83,7 @@ func (e *Engine) thaw(r *record) error {
 
 // freeze stops or resumes the container's control group.
 func (r *record) freeze(on bool) error {
-	layout, err := cgroup.Detect()
-	if err != nil {
-		return err
-	}
-	g, err := cgroup.Open(layout, r.CgroupPath)
+	g, err := r.group()
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,9 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 			return nil, err
 		}
 	case Running:
+		if h.rec.Paused {
+			return nil, paused("start", idOrName)
+		}
 		return nil, &errdefs.Error{Op: "start", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is already running"}
 	default:
 		return nil, &errdefs.Error{

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/onggi/onggi/errdefs"
@@ -33,10 +34,23 @@ type config struct {
 	Bridge  string       `json:"bridge"`
 	Subnet  netip.Prefix `json:"subnet"`
 	ULA     netip.Prefix `json:"ula"` // RFC 4193, used when the host has IPv6
+	// IPv6 says whether the bridge was last made with an IPv6 address.
+	IPv6 bool `json:"ipv6,omitempty"`
 }
 
-// comment marks our table: nft(8) shows it.
-func (c *config) comment() string { return "onggi rules " + rulesVersion + ", store " + c.Owner }
+// comment marks our table: nft(8) shows it. Its last part stands for the bridges that the rules are made for: when
+// there is one more or less, the table is laid out anew.
+func (c *config) comment(nets []*Network) string {
+	h := sha256.New()
+	for _, n := range nets {
+		s, _ := n.settings()
+		fmt.Fprintln(h, n.Interface, n.Internal, s.icc, s.masquerade)
+		for _, p := range n.Subnets {
+			fmt.Fprintln(h, p.Prefix)
+		}
+	}
+	return "onggi rules " + rulesVersion + ", store " + c.Owner + ", bridges " + hex.EncodeToString(h.Sum(nil)[:4])
+}
 
 // mac is the bridge's address: the same for ever, and the proof that a bridge of this name is ours.
 func (c *config) mac() (m [6]byte) {
@@ -62,15 +76,6 @@ func (c *config) ipv6(v4 netip.Addr) netip.Prefix {
 	b, low := c.ULA.Masked().Addr().As16(), v4.As4()
 	copy(b[12:], low[:])
 	return netip.PrefixFrom(netip.AddrFrom16(b), c.ULA.Bits())
-}
-
-// alias is what a finished bridge of ours carries; it also remembers whether IPv6 is on.
-func (c *config) alias(v6 bool) string {
-	s := "onggi store " + c.Owner + " " + c.gateway().String()
-	if v6 {
-		s += " " + c.ipv6(c.gateway().Addr()).String()
-	}
-	return s
 }
 
 func (c *config) validate() error {
@@ -139,31 +144,7 @@ func (m *Manager) saveConfig(c *config) error {
 	if err := os.MkdirAll(m.o.StateDir, 0o700); err != nil {
 		return err
 	}
-	tmp := filepath.Join(m.o.StateDir, "."+configFile) // the caller holds the lock: there is one writer
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(tmp, filepath.Join(m.o.StateDir, configFile))
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-		return err
-	}
-	d, err := os.Open(m.o.StateDir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return writeSynced(filepath.Join(m.o.StateDir, configFile), append(b, '\n')) // the caller holds the lock
 }
 
 // candidates are the subnets that are tried in turn: the second half of docker's range, which docker itself uses last,
@@ -225,8 +206,23 @@ func (m *Manager) choose(rt *socket, h *host, old *config, busy map[string]bool)
 		c.Subnet = c.Subnet.Masked()
 		return c, nil
 	}
+	all, err := m.records()
+	if err != nil {
+		return nil, err
+	}
+	servers := resolvers()
+	free := func(p netip.Prefix) bool {
+		for _, n := range all {
+			for _, s := range n.Subnets {
+				if s.Prefix.Overlaps(p) {
+					return false
+				}
+			}
+		}
+		return h.overlap(p) == "" && !slices.ContainsFunc(servers, p.Contains)
+	}
 	for _, p := range candidates() {
-		if h.overlap(p) == "" {
+		if free(p) {
 			c.Subnet = p
 			return c, nil
 		}
@@ -248,34 +244,148 @@ func (h *host) overlap(p netip.Prefix) string {
 	return ""
 }
 
-// ground is the bridge and table that an Attach stands on.
+// ground is the network that an Attach stands on: for a bridge its interface, complete.
 type ground struct {
-	*config
-	bridge   link
-	v6       bool
+	store    *config
+	net      *Network
+	bridge   link         // of a bridge, or the parent interface
+	gw4, gw6 netip.Prefix // the gateway's addresses with the subnet's length; zero: none of that family
 	warnings []string
+}
+
+func groundOf(c *config, n *Network, l link) *ground {
+	g := &ground{store: c, net: n, bridge: l}
+	if s := n.v4(); s != nil {
+		g.gw4 = netip.PrefixFrom(s.Gateway, s.Prefix.Bits())
+	}
+	if s := n.v6(); s != nil {
+		g.gw6 = netip.PrefixFrom(s.Gateway, s.Prefix.Bits())
+	}
+	return g
+}
+
+// alias is what a finished bridge of ours carries.
+func (g *ground) alias() string {
+	s := "onggi store " + g.store.Owner
+	for _, p := range []netip.Prefix{g.gw4, g.gw6} {
+		if p.IsValid() {
+			s += " " + p.String()
+		}
+	}
+	return s
+}
+
+// finished reports whether the bridge is ours and complete: setting it up and naming it is its last step.
+func (g *ground) finished(l *link) bool {
+	return l != nil && l.mac == g.net.mac(g.store) && l.flags&unix.IFF_UP != 0 && l.alias == g.alias()
 }
 
 // ensure returns the ground, making or repairing what is missing. The caller holds the lock. When all is there it
 // costs two round trips and the reading of one or two sysctls.
-func (m *Manager) ensure(ctx context.Context, rt, nf *socket) (*ground, error) {
+func (m *Manager) ensure(ctx context.Context, rt, nf *socket, n *Network) (g *ground, err error) {
+	switch {
+	case !n.Bridged():
+		return m.ensureParent(rt, n)
+	case n.Name == Default:
+		g, err = m.ensureDefault(ctx, rt)
+	default:
+		g, err = m.ensureBridge(ctx, rt, n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return g, m.ensureRules(ctx, nf, g)
+}
+
+// ensureDefault is ensureBridge for the default network, whose bridge and subnet are chosen here.
+func (m *Manager) ensureDefault(ctx context.Context, rt *socket) (*ground, error) {
 	c, err := m.loadConfig()
 	if err != nil {
 		return nil, err
 	}
 	if c != nil {
-		if l, err := rt.link(c.Bridge); err != nil {
+		l, err := rt.link(c.Bridge)
+		if err != nil {
 			return nil, err
-		} else if v6, ok := c.finished(l); ok && m.agrees(c) {
-			g := &ground{config: c, bridge: *l, v6: v6}
-			return g, m.ensureRules(ctx, nf, g)
+		}
+		if l != nil && m.agrees(c) {
+			if g := groundOf(c, m.defaultNetwork(c), *l); g.finished(l) {
+				return g, nil
+			}
 		}
 	}
-	g, err := m.setUp(ctx, rt, c)
+	return m.setUp(ctx, rt, c)
+}
+
+// ensureBridge makes the bridge of a user's network, or finishes one that is half made. The caller holds the lock.
+func (m *Manager) ensureBridge(ctx context.Context, rt *socket, n *Network) (*ground, error) {
+	c, err := m.loadConfig()
 	if err != nil {
 		return nil, err
 	}
-	return g, m.ensureRules(ctx, nf, g)
+	if c == nil {
+		return nil, &errdefs.Error{
+			Op: "set up the network", What: n.Name, Kind: errdefs.Corrupt, Why: "network.json is gone, and with it what proves that the bridge is ours",
+			Fix: "make the network again: onggi network rm " + n.Name,
+		}
+	}
+	l, err := rt.link(n.Interface)
+	if err != nil {
+		return nil, err
+	}
+	if l != nil {
+		if g := groundOf(c, n, *l); g.finished(l) {
+			return g, nil
+		}
+		if l.mac != n.mac(c) {
+			return nil, &errdefs.Error{
+				Op: "set up the bridge", What: n.Interface, Kind: errdefs.Conflict,
+				Why: "an interface of this name exists and is not ours", Fix: "remove it: ip link delete " + n.Interface,
+			}
+		}
+	}
+	h, err := rt.survey(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the host's routes: %w", err)
+	}
+	if l == nil {
+		for _, s := range n.Subnets {
+			if clash := h.overlap(s.Prefix); clash != "" {
+				return nil, &errdefs.Error{
+					Op: "set up the bridge", What: n.Interface, Kind: errdefs.Conflict,
+					Why: fmt.Sprintf("the subnet %s of the network %s overlaps %s of this host by now", s.Prefix, n.Name, clash),
+					Fix: "make the network again, with another subnet: onggi network rm " + n.Name,
+				}
+			}
+		}
+	}
+	eps, err := m.endpointsOf(n.ID)
+	if err != nil {
+		return nil, err
+	}
+	return m.makeBridge(ctx, rt, groundOf(c, n, link{}), h, l, eps)
+}
+
+// ensureParent looks for the interface that macvlan and ipvlan stand on.
+func (m *Manager) ensureParent(rt *socket, n *Network) (*ground, error) {
+	c, err := m.loadConfig()
+	if err != nil {
+		return nil, err
+	}
+	if n.Interface == "" {
+		return groundOf(c, n, link{}), nil
+	}
+	l, err := rt.link(n.Interface)
+	if err != nil {
+		return nil, err
+	}
+	if l == nil {
+		return nil, &errdefs.Error{
+			Op: "set up the network", What: n.Name, Kind: errdefs.NotFound, Why: "its parent interface " + n.Interface + " is not there",
+			Fix: "bring it back, or make the network again with another one",
+		}
+	}
+	return groundOf(c, n, *l), nil
 }
 
 // agrees reports whether the configuration is what Options ask for.
@@ -283,39 +393,46 @@ func (m *Manager) agrees(c *config) bool {
 	return (m.o.Bridge == "" || m.o.Bridge == c.Bridge) && (!m.o.Subnet.IsValid() || m.o.Subnet.Masked() == c.Subnet)
 }
 
-// finished reports whether l is our bridge, complete: setting it up and naming it is its last step.
-func (c *config) finished(l *link) (v6, ok bool) {
-	if l == nil || l.mac != c.mac() || l.flags&unix.IFF_UP == 0 {
-		return false, false
-	}
-	return l.alias == c.alias(true), l.alias == c.alias(true) || l.alias == c.alias(false)
-}
-
-// ensureRules makes the table when it is not there, with an element for every recorded port, and forwarding.
+// ensureRules makes the table when it is not there or not for all bridges, with an element for every recorded port, and
+// forwarding. The caller holds the lock.
 func (m *Manager) ensureRules(ctx context.Context, nf *socket, g *ground) error {
-	there, err := nf.hasTable(tableName(g.Bridge), g.comment())
+	c := g.store
+	nets, err := m.bridges(c)
+	if err != nil {
+		return err
+	}
+	there, err := nf.hasTable(tableName(c.Bridge), c.comment(nets))
 	if err != nil {
 		return rulesError(err)
 	}
+	v6 := g.gw6.IsValid()
 	if !there {
-		eps, err := m.endpoints()
-		if err != nil {
+		if err := m.layOut(nf, c, nets); err != nil {
 			return err
 		}
-		var all []element
-		for _, e := range eps {
-			all = append(all, elementsOf(e)...)
-		}
-		if err := nf.layOut(g.config, g.v6, all); err != nil {
-			return rulesError(err)
-		}
-		if drops, err := nf.foreignForwardDrop(ctx, tableName(g.Bridge)); err == nil && len(drops) > 0 {
+		if drops, err := nf.foreignForwardDrop(ctx, tableName(c.Bridge)); err == nil && len(drops) > 0 {
 			g.warnings = append(g.warnings, fmt.Sprintf("the firewall drops forwarded packets by policy (%s), which our "+
 				"own table cannot overrule: containers may not reach other hosts; allow the interface %s there",
-				strings.Join(drops, ", "), g.Bridge))
+				strings.Join(drops, ", "), g.bridge.name))
 		}
 	}
-	g.warnings = append(g.warnings, enableForwarding(g.v6)...)
+	g.warnings = append(g.warnings, enableForwarding(v6)...)
+	return nil
+}
+
+// layOut writes the table for these bridges and all recorded ports. The caller holds the lock.
+func (m *Manager) layOut(nf *socket, c *config, nets []*Network) error {
+	eps, err := m.endpoints()
+	if err != nil {
+		return err
+	}
+	var all []element
+	for _, e := range eps {
+		all = append(all, elementsOf(e)...)
+	}
+	if err := nf.layOut(c, nets, all); err != nil {
+		return rulesError(err)
+	}
 	return nil
 }
 
@@ -335,7 +452,7 @@ func rulesError(err error) error {
 
 // setUp decides where nothing was decided, and makes the bridge.
 func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, error) {
-	eps, err := m.endpoints()
+	eps, err := m.endpointsOf(fixedID(Default))
 	if err != nil {
 		return nil, err
 	}
@@ -348,7 +465,7 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 					c.Subnet), Fix: "stop them first",
 			}
 		}
-		if err := m.removeBridge(rt, c); err != nil {
+		if err := m.removeBridge(rt, c, m.defaultNetwork(c)); err != nil {
 			return nil, err
 		}
 	}
@@ -394,13 +511,15 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 				}
 			}
 		}
-		if c == nil || *c != *next {
+		decided := *next
+		decided.IPv6 = h.globalIPv6 && ipv6Enabled()
+		if next = &decided; c == nil || *c != *next {
 			if err := m.saveConfig(next); err != nil {
 				return nil, fmt.Errorf("record the network's configuration: %w", err)
 			}
 			c = next
 		}
-		g, err := m.makeBridge(ctx, rt, c, h, l, eps)
+		g, err := m.makeBridge(ctx, rt, groundOf(c, m.defaultNetwork(c), link{}), h, l, eps)
 		if errors.Is(err, errTaken) && free {
 			busy[c.Bridge] = m.o.Bridge == ""
 			continue
@@ -414,29 +533,39 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 }
 
 // errTaken: another store was faster with this bridge name or this subnet.
-var errTaken = errors.New("taken by another store")
+var errTaken = &errdefs.Error{Kind: errdefs.Conflict, Why: "another store has just taken the bridge's name or its subnet", Fix: "try again"}
 
-// makeBridge makes the bridge, or finishes one (l) that a killed process left half made.
-func (m *Manager) makeBridge(ctx context.Context, rt *socket, c *config, h *host, l *link, eps []*endpoint) (*ground, error) {
+// makeBridge makes the bridge of g, or finishes one (l) that a killed process left half made.
+func (m *Manager) makeBridge(ctx context.Context, rt *socket, g *ground, h *host, l *link, eps []*endpoint) (*ground, error) {
+	name := g.net.Interface
 	fail := func(err error) (*ground, error) {
-		return nil, &errdefs.Error{Op: "set up the bridge", What: c.Bridge, Kind: errdefs.KindOf(err), Err: err}
+		return nil, &errdefs.Error{Op: "set up the bridge", What: name, Kind: errdefs.KindOf(err), Err: err}
+	}
+	set, err := g.net.settings()
+	if err != nil {
+		return nil, err
 	}
 	if l == nil {
+		mtu := set.mtu
+		if mtu == 0 {
+			mtu = m.uplinkMTU(rt, h)
+		}
 		w := rt.start()
-		w.makeBridge(c.Bridge, c.mac(), m.uplinkMTU(rt, h))
+		w.makeBridge(name, g.net.mac(g.store), mtu)
 		if _, err := rt.do(w); errors.Is(err, unix.EEXIST) {
 			return nil, errTaken
 		} else if err != nil {
 			return fail(err)
 		}
 		var err error
-		if l, err = rt.link(c.Bridge); err != nil || l == nil {
+		if l, err = rt.link(name); err != nil || l == nil {
 			return fail(errors.Join(err, unix.ENODEV))
 		}
 	}
-	g := &ground{config: c, bridge: *l, v6: h.globalIPv6 && ipv6Enabled()}
-	conf := "net/ipv6/conf/" + c.Bridge + "/"
-	if g.v6 {
+	g.bridge = *l
+	conf := "net/ipv6/conf/" + name + "/"
+	if g.gw6.IsValid() {
+		g.warn(setSysctl(conf+"disable_ipv6", "0"))
 		// A container with CAP_NET_RAW must not become the host's router (CVE-2020-13401).
 		g.warn(setSysctl(conf+"accept_ra", "0"))
 		g.warn(setSysctl(conf+"accept_dad", "0"))
@@ -444,14 +573,15 @@ func (m *Manager) makeBridge(ctx context.Context, rt *socket, c *config, h *host
 		g.warn(setSysctl(conf+"disable_ipv6", "1"))
 	}
 	w := rt.start()
-	w.address(l.index, c.gateway())
-	if g.v6 {
-		w.address(l.index, c.ipv6(c.gateway().Addr()))
+	for _, p := range []netip.Prefix{g.gw4, g.gw6} {
+		if p.IsValid() {
+			w.address(l.index, p)
+		}
 	}
 	w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
-	w.str(unix.IFLA_IFALIAS, c.alias(g.v6))
+	w.str(unix.IFLA_IFALIAS, g.alias())
 	if _, err := rt.do(w); err != nil {
-		return fail(errors.Join(err, rt.deleteLink(c.Bridge)))
+		return fail(errors.Join(err, rt.deleteLink(name)))
 	}
 	// Another store may have chosen the same subnet at the same moment: the later interface gives way.
 	if len(eps) == 0 && !m.o.Subnet.IsValid() {
@@ -460,8 +590,8 @@ func (m *Manager) makeBridge(ctx context.Context, rt *socket, c *config, h *host
 			return fail(err)
 		}
 		for _, a := range after.addresses {
-			if a.index < l.index && a.prefix.Addr().Is4() && a.prefix.Masked().Overlaps(c.Subnet) {
-				if err := rt.deleteLink(c.Bridge); err != nil {
+			if a.index < l.index && a.prefix.Addr().Is4() && a.prefix.Masked().Overlaps(g.gw4) {
+				if err := rt.deleteLink(name); err != nil {
 					return fail(err)
 				}
 				return nil, errTaken
@@ -472,10 +602,17 @@ func (m *Manager) makeBridge(ctx context.Context, rt *socket, c *config, h *host
 	for _, e := range eps {
 		w := rt.start()
 		w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP))
-		w.str(unix.IFLA_IFNAME, hostEnd(e.ID))
+		w.str(unix.IFLA_IFNAME, e.hostEnd())
 		w.u32(unix.IFLA_MASTER, l.index)
 		if _, err := rt.do(w); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fail(err)
+		}
+		if !set.icc {
+			w := rt.start()
+			w.bridgePort(e.hostEnd(), bridgePortIsolated, 1)
+			if _, err := rt.do(w); err != nil && !errors.Is(err, unix.ENODEV) {
+				return fail(err)
+			}
 		}
 	}
 	return g, nil
@@ -493,12 +630,12 @@ func (m *Manager) uplinkMTU(rt *socket, h *host) uint32 {
 }
 
 // removeBridge deletes our bridge; a foreign one of the same name stays.
-func (m *Manager) removeBridge(rt *socket, c *config) error {
-	l, err := rt.link(c.Bridge)
-	if err != nil || l == nil || l.mac != c.mac() {
+func (m *Manager) removeBridge(rt *socket, c *config, n *Network) error {
+	l, err := rt.link(n.Interface)
+	if err != nil || l == nil || l.mac != n.mac(c) {
 		return err
 	}
-	return rt.deleteLink(c.Bridge)
+	return rt.deleteLink(n.Interface)
 }
 
 func (g *ground) warn(err error) {

@@ -20,6 +20,7 @@ const (
 	bridgeForwardDelay  = 1      // IFLA_BR_FORWARD_DELAY
 	bridgeSTPState      = 5      // IFLA_BR_STP_STATE
 	bridgePortHairpin   = 4      // IFLA_BRPORT_MODE
+	bridgePortIsolated  = 33     // IFLA_BRPORT_ISOLATED
 	addressNoDAD        = 0x02   // IFA_F_NODAD
 	extMaskSkipStats    = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 	routeTypeUnicast    = 1      // RTN_UNICAST
@@ -168,6 +169,9 @@ type pair struct {
 	bridge  link
 	group   uint32
 	hairpin bool // the sandbox may reach itself through its published ports
+	// isolated: it reaches no other sandbox through the bridge.
+	isolated bool
+	inside   string // name of the sandbox's end
 }
 
 func (w *batch) makePair(p pair) {
@@ -182,7 +186,7 @@ func (w *batch) makePair(p pair) {
 		w.plain(unix.IFLA_INFO_DATA, func() {
 			// The peer cannot be up at birth: it is opened before it is joined to this end (veth_open: ENOTCONN).
 			w.nestWith(vethInfoPeer, linkHeader(unix.AF_UNSPEC, 0, 0, 0), func() {
-				w.str(unix.IFLA_IFNAME, inside0)
+				w.str(unix.IFLA_IFNAME, p.inside)
 				w.attr(unix.IFLA_ADDRESS, p.mac[:])
 				w.u32(unix.IFLA_MTU, p.bridge.mtu)
 				w.u32(unix.IFLA_NET_NS_FD, uint32(p.netns.Fd()))
@@ -194,6 +198,46 @@ func (w *batch) makePair(p pair) {
 		// has to send it out of the port that it came from. Without br_netfilter such a packet is routed.
 		w.bridgePort(p.hostEnd, bridgePortHairpin, 1)
 	}
+	if p.isolated {
+		w.bridgePort(p.hostEnd, bridgePortIsolated, 1)
+	}
+}
+
+// The modes of macvlan and ipvlan: linux/if_link.h.
+var (
+	macvlanModes = map[string]uint32{"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+	ipvlanModes  = map[string]uint16{"l2": 0, "l3": 1, "l3s": 2}
+	ipvlanFlags  = map[string]uint16{"bridge": 0, "private": 1, "vepa": 2}
+)
+
+const (
+	macvlanMode            = 1    // IFLA_MACVLAN_MODE
+	ipvlanMode, ipvlanFlag = 1, 2 // IFLA_IPVLAN_MODE, IFLA_IPVLAN_FLAGS
+)
+
+// makeChild makes a macvlan or ipvlan interface of a parent, in the sandbox.
+func (w *batch) makeChild(p pair, kind string, set settings) {
+	w.message(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkHeader(unix.AF_UNSPEC, 0, 0, 0))
+	w.str(unix.IFLA_IFNAME, p.inside)
+	w.u32(unix.IFLA_LINK, p.bridge.index)
+	w.u32(unix.IFLA_NET_NS_FD, uint32(p.netns.Fd()))
+	if set.mtu != 0 {
+		w.u32(unix.IFLA_MTU, set.mtu)
+	}
+	if kind == "macvlan" {
+		w.attr(unix.IFLA_ADDRESS, p.mac[:])
+	}
+	w.plain(unix.IFLA_LINKINFO, func() {
+		w.str(unix.IFLA_INFO_KIND, kind)
+		w.plain(unix.IFLA_INFO_DATA, func() {
+			if kind == "macvlan" {
+				w.u32(macvlanMode, macvlanModes[set.mode])
+				return
+			}
+			w.attr(ipvlanMode, native.AppendUint16(nil, ipvlanModes[set.mode]))
+			w.attr(ipvlanFlag, native.AppendUint16(nil, ipvlanFlags[set.flag]))
+		})
+	})
 }
 
 // bridgePort sets one attribute of a bridge's port, named by its interface (the AF_BRIDGE dialect takes an index only).
@@ -250,7 +294,7 @@ func (w *batch) address(index uint32, a netip.Prefix) {
 	}
 }
 
-// defaultRoute adds the default route through a gateway.
+// defaultRoute adds the default route through a gateway; a gateway of "unspecified" stands for the interface alone.
 func (w *batch) defaultRoute(index uint32, gateway netip.Addr) {
 	family := uint8(unix.AF_INET)
 	if gateway.Is6() {
@@ -259,7 +303,9 @@ func (w *batch) defaultRoute(index uint32, gateway netip.Addr) {
 	w.message(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, []byte{
 		family, 0, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, routeTypeUnicast, 0, 0, 0, 0,
 	})
-	w.attr(unix.RTA_GATEWAY, gateway.AsSlice())
+	if !gateway.IsUnspecified() {
+		w.attr(unix.RTA_GATEWAY, gateway.AsSlice())
+	}
 	w.u32(unix.RTA_OIF, index)
 }
 

@@ -20,7 +20,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/undo"
@@ -78,29 +81,242 @@ type Port struct {
 
 // Endpoint is what a sandbox asks for.
 type Endpoint struct {
-	ID    string // the sandbox's id
-	Ports []Port
+	ID       string // the sandbox's id
+	Name     string // the container's name, by which others find it where names are resolved; "": none
+	Hostname string // another such name, or ""
+	Ports    []Port // published to the network that has the way out
+	Links    []Link // the networks to connect to, in the order of their interfaces; none: the default network
 }
 
-// Attachment is what it got.
+// Link is a connection to one network.
+type Link struct {
+	Network string     `json:"network"` // name or id
+	IPv4    netip.Addr `json:"ipv4,omitzero"`
+	IPv6    netip.Addr `json:"ipv6,omitzero"`
+	MAC     string     `json:"mac,omitempty"` // "": from the address
+	Aliases []string   `json:"aliases,omitempty"`
+	// Priority decides which network has the way out: the highest, and of several the first.
+	Priority int `json:"priority,omitempty"`
+}
+
+// Attachment is what it got. The fields up to MAC are those of the network that has the way out, or of the first.
 type Attachment struct {
 	Bridge   string       `json:"bridge"`
 	IPv4     netip.Prefix `json:"ipv4"`
-	IPv6     netip.Prefix `json:"ipv6"` // zero when the host has no IPv6
+	IPv6     netip.Prefix `json:"ipv6"` // zero when the network has no IPv6
 	Gateway  netip.Addr   `json:"gateway"`
 	Gateway6 netip.Addr   `json:"gateway6"`
 	MAC      string       `json:"mac"`
 	Ports    []Port       `json:"ports,omitempty"`
+	// Networks are all that it is connected to, in the order of their interfaces.
+	Networks []Joined `json:"networks,omitempty"`
 	// Warnings say what does not work as it should although the sandbox is attached: forwarding that a read-only
 	// /proc/sys forbids, a foreign firewall that drops.
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// Attach leases an address, connects the namespace to the bridge (making bridge and table when they are not there),
-// and publishes the ports. On error everything is taken back; bridge and table, which belong to no sandbox, stay.
+// Joined is one network of an attachment.
+type Joined struct {
+	Network   string       `json:"network"` // its name
+	NetworkID string       `json:"networkID"`
+	Driver    string       `json:"driver"`
+	Bridge    string       `json:"bridge,omitempty"` // or the parent interface
+	Interface string       `json:"interface"`        // inside
+	IPv4      netip.Prefix `json:"ipv4"`
+	IPv6      netip.Prefix `json:"ipv6,omitzero"`
+	Gateway   netip.Addr   `json:"gateway,omitzero"` // zero on an internal network
+	Gateway6  netip.Addr   `json:"gateway6,omitzero"`
+	MAC       string       `json:"mac"`
+	Names     []string     `json:"names,omitempty"` // under which others find it there
+	Internal  bool         `json:"internal,omitempty"`
+}
+
+// Named reports whether names are resolved for the sandbox: it is on a network that has them.
+func (a *Attachment) Named() bool {
+	return slices.ContainsFunc(a.Networks, func(j Joined) bool { return j.Network != Default })
+}
+
+// namesOn are the names under which a sandbox is found on a user's network: lower case, since DNS does not tell cases
+// apart (RFC 4343).
+func (want *Endpoint) namesOn(l Link) []string {
+	var out []string
+	for _, n := range append([]string{want.Name, shortID(want.ID), want.Hostname}, l.Aliases...) {
+		n = strings.ToLower(n)
+		if n != "" && !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// ValidAlias reports whether a name can be looked up: it becomes a directory's name, too.
+func ValidAlias(s string) error {
+	ok := s != "" && len(s) <= 253 && s[0] != '.' && s[0] != '-' && !strings.Contains(s, "..")
+	for i := 0; ok && i < len(s); i++ {
+		c := s[i]
+		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-' || c == '.'
+	}
+	if !ok {
+		return &errdefs.Error{
+			Op: "use", What: "alias " + strconv.Quote(shorten(s)), Kind: errdefs.InvalidArgument,
+			Why: "a name on a network is 1 to 253 of a-z A-Z 0-9 _ - . and begins with a letter or digit", Fix: "choose another",
+		}
+	}
+	return nil
+}
+
+// ParseMAC reads a hardware address for --mac-address. Errors: InvalidArgument, for one that is not six octets or is
+// that of a group (IEEE 802: the lowest bit of the first octet).
+func ParseMAC(s string) (string, error) {
+	b, err := hex.DecodeString(strings.NewReplacer(":", "", "-", "").Replace(s))
+	if err != nil || len(b) != 6 || len(s) != 17 || b[0]&1 != 0 || [6]byte(b) == [6]byte{} {
+		return "", &errdefs.Error{
+			Op: "use", What: "--mac-address " + strconv.Quote(shorten(s)), Kind: errdefs.InvalidArgument,
+			Why: "it is not the hardware address of one interface", Fix: "write it as 02:42:0a:0b:0c:0d",
+		}
+	}
+	return macString([6]byte(b)), nil
+}
+
+// target is one network that a sandbox is being connected to.
+type target struct {
+	link   Link
+	ground *ground
+	set    settings
+	e      *endpoint
+	gate   [2]bool // the way out leads here: IPv4, IPv6
+}
+
+// resolve finds the networks that a sandbox asks for.
+func (m *Manager) resolve(want *Endpoint) ([]*target, []*Network, error) {
+	links := want.Links
+	if len(links) == 0 {
+		links = []Link{{Network: Default}}
+	}
+	if len(links) > maxLinks {
+		return nil, nil, &errdefs.Error{Kind: errdefs.InvalidArgument, Why: fmt.Sprintf("more than %d networks", maxLinks), Fix: "name fewer"}
+	}
+	var all []*Network
+	var out []*target
+	for _, l := range links {
+		n := &Network{ID: fixedID(Default), Name: Default, Driver: "bridge"} // described when its ground is there
+		if l.Network != Default {
+			if all == nil {
+				var err error
+				if all, err = m.List(); err != nil {
+					return nil, nil, err
+				}
+			}
+			var err error
+			if n, err = find(all, l.Network); err != nil {
+				return nil, nil, err
+			}
+			if n.Driver == "host" || n.Driver == "null" {
+				return nil, nil, &errdefs.Error{
+					Op: "use", What: "network " + n.Name, Kind: errdefs.InvalidArgument, Why: "a container on it has no other network", Fix: "leave it out, or the others",
+				}
+			}
+		}
+		for _, o := range out {
+			if o.ground.net.ID == n.ID {
+				return nil, nil, &errdefs.Error{Op: "use", What: "network " + n.Name, Kind: errdefs.InvalidArgument, Why: "it is named twice", Fix: "leave one out"}
+			}
+		}
+		for _, a := range l.Aliases {
+			if err := ValidAlias(a); err != nil {
+				return nil, nil, err
+			}
+		}
+		if n.Name == Default {
+			what, flag := "", ""
+			switch {
+			case l.IPv4.IsValid() || l.IPv6.IsValid():
+				what, flag = "user specified IP address is supported on user defined networks only", "--ip"
+			case len(l.Aliases) > 0:
+				what, flag = "network-scoped alias is supported only for containers in user defined networks", "--network-alias"
+			}
+			if what != "" {
+				return nil, nil, &errdefs.Error{
+					Op: "use", What: flag, Kind: errdefs.InvalidArgument, Why: what, Fix: "make a network: onggi network create NAME; and use it: --network NAME",
+				}
+			}
+		}
+		if n.Driver == "ipvlan" && l.MAC != "" {
+			return nil, nil, &errdefs.Error{
+				Op: "use", What: "--mac-address " + l.MAC, Kind: errdefs.InvalidArgument, Why: "on ipvlan every interface has its parent's address", Fix: "leave it out, or use macvlan",
+			}
+		}
+		out = append(out, &target{link: l, ground: &ground{net: n}})
+	}
+	return out, all, nil
+}
+
+// maxLinks bounds the networks of one sandbox.
+const maxLinks = 64
+
+// gates chooses the networks that have the way out.
+func gates(list []*target) {
+	for family, gw := range []func(*ground) netip.Prefix{func(g *ground) netip.Prefix { return g.gw4 }, func(g *ground) netip.Prefix { return g.gw6 }} {
+		var best *target
+		for _, t := range list {
+			if !t.ground.net.Internal && gw(t.ground).Addr().IsValid() && (best == nil || t.link.Priority > best.link.Priority) {
+				best = t
+			}
+		}
+		if best != nil {
+			best.gate[family] = true
+		}
+	}
+}
+
+// portsAt chooses the network that ports are published to: the one with the way out, or else the first bridge that is
+// not internal.
+func portsAt(list []*target) *target {
+	var first *target
+	for _, t := range list {
+		if !t.ground.net.Bridged() || t.ground.net.Internal {
+			continue
+		}
+		if t.gate[0] {
+			return t
+		}
+		if first == nil {
+			first = t
+		}
+	}
+	return first
+}
+
+// bound gives ports without a host address the one that the network's options name.
+func (t *target) bound(ports []Port) []Port {
+	if !t.set.bindIPv4.IsValid() {
+		return ports
+	}
+	out := slices.Clone(ports)
+	for i := range out {
+		if !out[i].HostIP.IsValid() {
+			out[i].HostIP = t.set.bindIPv4
+		}
+	}
+	return out
+}
+
+// freeInterface returns the first free name of an interface.
+func freeInterface(prefix string, taken map[string]bool) string {
+	for i := 0; ; i++ {
+		if name := prefix + strconv.Itoa(i); !taken[name] {
+			taken[name] = true
+			return name
+		}
+	}
+}
+
+// Attach leases addresses, connects the namespace to its networks (making bridges and table when they are not there),
+// and publishes the ports. On error everything is taken back; bridges and table, which belong to no sandbox, stay.
 //
 // Preconditions: CAP_NET_ADMIN in the namespaces of the calling thread and of the sandbox; the sandbox has no eth0.
-// Errors: Exhausted (no address left), Conflict (host port in use: says by what; attached already), Forbidden.
+// Errors: NotFound (a network), Exhausted (no address left), Conflict (host port or address in use: says by what;
+// attached already), InvalidArgument, Forbidden.
 func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ *Attachment, err error) {
 	defer func() {
 		if err != nil {
@@ -124,64 +340,207 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 	}
 	defer nf.closeLater()
 
+	var list []*target
+	var within *socket // in the sandbox
+	var warnings []string
+	defer func() {
+		if within != nil {
+			within.close()
+		}
+	}()
 	s := undo.New("network")
 	defer s.Undo(&err)
-	var g *ground
-	var e *endpoint
-	var within *socket // in the sandbox
 
 	if err := m.locked(func(lock *os.File) error {
-		if err := s.Do("bridge", func() (err error) { g, err = m.ensure(ctx, rt, nf); return err }, nil); err != nil {
+		if err := s.Do("bridge", func() (err error) {
+			if list, _, err = m.resolve(&want); err != nil {
+				return err
+			}
+			for _, t := range list {
+				if t.ground, err = m.ensure(ctx, rt, nf, t.ground.net); err != nil {
+					return err
+				}
+				if t.set, err = t.ground.net.settings(); err != nil {
+					return err
+				}
+				for _, w := range t.ground.warnings {
+					if !slices.Contains(warnings, w) {
+						warnings = append(warnings, w)
+					}
+				}
+			}
+			gates(list)
+			return nil
+		}, nil); err != nil {
 			return err
 		}
-		return s.Do("lease", func() (err error) { e, err = m.reserve(lock, g, want); return err },
-			func() error { return m.locked(func(*os.File) error { return m.release(want.ID) }) })
+		return s.Do("lease", func() (err error) {
+			if keys, err := m.keysOf(want.ID); err != nil {
+				return err
+			} else if len(keys) > 0 {
+				return &errdefs.Error{What: "sandbox " + want.ID, Kind: errdefs.Conflict, Why: "it is attached already", Fix: "detach it first"}
+			}
+			defer func() {
+				if err != nil {
+					err = errors.Join(err, m.releaseAll(want.ID))
+				}
+			}()
+			at := portsAt(list)
+			if len(want.Ports) > 0 && at == nil {
+				return &errdefs.Error{
+					Op: "publish port", What: want.Ports[0].String(), Kind: errdefs.InvalidArgument,
+					Why: "none of the container's networks is a bridge with a way out", Fix: "leave -p out, or name one more network that is not --internal",
+				}
+			}
+			taken := map[string]bool{}
+			for _, t := range list {
+				var ports []Port
+				if t == at {
+					ports = t.bound(want.Ports)
+				}
+				if t.e, err = m.reserve(lock, t.ground, want, t.link, freeInterface(t.set.prefix, taken), ports); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, func() error { return m.locked(func(*os.File) error { return m.releaseAll(want.ID) }) })
 	}); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if within != nil {
-			within.close()
-		}
-	}()
 	if err := s.Do("veth", func() (err error) {
-		if within, err = prepareSandbox(netns, g.v6); err != nil {
+		v6 := slices.ContainsFunc(list, func(t *target) bool { return t.ground.gw6.IsValid() })
+		if within, err = prepareSandbox(netns, v6); err != nil {
 			return err
 		}
-		return connect(rt, pair{
-			hostEnd: hostEnd(e.ID), netns: netns, mac: e.mac(), bridge: g.bridge,
-			group: g.group(), hairpin: len(e.Ports) > 0,
-		})
-	}, func() error { return rt.deleteLink(hostEnd(e.ID)) }); err != nil {
-		return nil, fmt.Errorf("make the veth pair: %w", err)
+		for i, t := range list {
+			if err := t.plug(rt, netns); err != nil {
+				return errors.Join(err, unplug(rt, within, list[:i]))
+			}
+		}
+		return nil
+	}, func() error { return unplug(rt, within, list) }); err != nil {
+		return nil, fmt.Errorf("make the interface: %w", err)
 	}
-	if err := s.Do("address", func() error { return configure(within, g, e) }, nil); err != nil {
-		return nil, fmt.Errorf("configure %s: %w", inside0, err)
+	if err := s.Do("address", func() error {
+		for _, t := range list {
+			if err := t.configure(within); err != nil {
+				return fmt.Errorf("configure %s: %w", t.e.inside(), err)
+			}
+		}
+		return nil
+	}, nil); err != nil {
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if len(e.Ports) > 0 {
-		list := elementsOf(e)
-		if err := s.Do("rules", func() error { return publish(nf, g, e.Ports, list) },
-			func() error { return nf.removeElements(tableName(g.Bridge), list) }); err != nil {
+	a := &Attachment{Warnings: warnings}
+	for _, t := range list {
+		if len(t.e.Ports) == 0 {
+			continue
+		}
+		elements := elementsOf(t.e)
+		table := tableName(t.ground.store.Bridge)
+		if err := s.Do("rules", func() error { return publish(nf, t.ground, t.e.Ports, elements) },
+			func() error { return nf.removeElements(table, elements) }); err != nil {
 			return nil, err
+		}
+		a.Ports = t.e.Ports
+		for _, w := range t.ground.warnings {
+			if !slices.Contains(a.Warnings, w) {
+				a.Warnings = append(a.Warnings, w)
+			}
 		}
 	}
 	s.Done()
-
-	mac := e.mac()
-	a := &Attachment{
-		Bridge: g.Bridge, IPv4: e.IPv4, Gateway: g.gateway().Addr(), Ports: e.Ports, Warnings: g.warnings,
-		MAC: macString(mac),
+	for _, t := range list {
+		a.Networks = append(a.Networks, t.joined())
 	}
-	if g.v6 {
-		a.IPv6, a.Gateway6 = e.IPv6, g.ipv6(a.Gateway).Addr()
-	}
+	a.settle()
 	return a, nil
+}
+
+// joined describes the connection.
+func (t *target) joined() Joined {
+	n := t.ground.net
+	j := Joined{
+		Network: n.Name, NetworkID: n.ID, Driver: n.Driver, Bridge: n.Interface, Interface: t.e.inside(), IPv4: t.e.IPv4, IPv6: t.e.IPv6,
+		MAC: macString(t.e.mac()), Names: t.e.Names, Internal: n.Internal,
+	}
+	if n.Driver == "ipvlan" {
+		j.MAC = macString(t.ground.bridge.mac)
+	}
+	if !n.Internal {
+		j.Gateway, j.Gateway6 = t.ground.gw4.Addr(), t.ground.gw6.Addr()
+	}
+	return j
+}
+
+// settle fills in the fields that describe the network with the way out.
+func (a *Attachment) settle() {
+	a.Bridge, a.IPv4, a.IPv6, a.Gateway, a.Gateway6, a.MAC = "", netip.Prefix{}, netip.Prefix{}, netip.Addr{}, netip.Addr{}, ""
+	var p *Joined
+	for i := range a.Networks {
+		if j := &a.Networks[i]; p == nil || !p.Gateway.IsValid() && j.Gateway.IsValid() {
+			p = j
+		}
+	}
+	if p != nil {
+		a.Bridge, a.IPv4, a.IPv6, a.Gateway, a.Gateway6, a.MAC = p.Bridge, p.IPv4, p.IPv6, p.Gateway, p.Gateway6, p.MAC
+	}
+}
+
+// plug makes the sandbox's interface.
+func (t *target) plug(rt *socket, netns *os.File) error {
+	p := pair{
+		hostEnd: t.e.hostEnd(), netns: netns, mac: t.e.mac(), bridge: t.ground.bridge, group: t.ground.store.group(),
+		hairpin: len(t.e.Ports) > 0, isolated: !t.set.icc, inside: t.e.inside(),
+	}
+	if t.ground.net.Bridged() {
+		return connect(rt, p)
+	}
+	err := patiently(unix.EBUSY, func() error {
+		w := rt.start()
+		w.makeChild(p, t.ground.net.Driver, t.set)
+		_, err := rt.do(w)
+		return err
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = &errdefs.Error{
+			Kind: errdefs.Unsupported, Why: "the kernel has no " + t.ground.net.Driver, Fix: "load it: modprobe " + t.ground.net.Driver, Err: err,
+		}
+	} else if errors.Is(err, unix.EBUSY) {
+		err = &errdefs.Error{
+			Kind: errdefs.Conflict, Why: t.ground.net.Interface + " is in use as another kind of interface (macvlan, ipvlan, bridge)", Fix: "use another parent", Err: err,
+		}
+	}
+	return err
+}
+
+// patiently repeats what fails because a former sandbox's interface is still there: the kernel ends a namespace in its
+// own time. It gives up after two seconds.
+func patiently(errno unix.Errno, f func() error) error {
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if err := f(); !errors.Is(err, errno) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// unplug removes what plug has made.
+func unplug(rt, within *socket, list []*target) error {
+	var errs []error
+	for _, t := range list {
+		if t.ground.net.Bridged() {
+			errs = append(errs, rt.deleteLink(t.e.hostEnd()))
+		} else if within != nil {
+			errs = append(errs, within.deleteLink(t.e.inside()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func macString(m [6]byte) string {
@@ -208,7 +567,7 @@ func prepareSandbox(netns *os.File, v6 bool) (within *socket, err error) {
 		const conf = "net/ipv6/conf/default/"
 		switch {
 		case v6: // no detection delay for the link-local address; and a neighbour is not a router (CVE-2020-13401)
-			err = errors.Join(setSysctl(conf+"accept_dad", "0"), setSysctl(conf+"accept_ra", "0"))
+			err = errors.Join(setSysctl(conf+"disable_ipv6", "0"), setSysctl(conf+"accept_dad", "0"), setSysctl(conf+"accept_ra", "0"))
 		default: // as docker: without an address to use, no link-local one either
 			err = setSysctl(conf+"disable_ipv6", "1")
 		}
@@ -235,7 +594,7 @@ func connect(rt *socket, p pair) error {
 		// than its record. Detach took it down.
 		l, e := rt.link(p.hostEnd)
 		if e != nil || l == nil {
-			return &errdefs.Error{Kind: errdefs.Conflict, Why: "the namespace has an interface " + inside0 + " already", Err: err}
+			return &errdefs.Error{Kind: errdefs.Conflict, Why: "the namespace has an interface " + p.inside + " already", Err: err}
 		}
 		if e := rt.deleteLink(p.hostEnd); e != nil {
 			return errors.Join(err, e)
@@ -250,24 +609,53 @@ func connect(rt *socket, p pair) error {
 }
 
 // configure gives the sandbox's end its addresses and routes.
-func configure(within *socket, g *ground, e *endpoint) error {
-	l, err := within.link(inside0)
+func (t *target) configure(within *socket) error {
+	l, err := within.link(t.e.inside())
 	if err != nil {
 		return err
 	}
 	if l == nil {
 		return unix.ENODEV
 	}
+	if t.ground.net.Driver == "macvlan" {
+		// Two of the same hardware address cannot be up: the former one of a container that starts again may be.
+		if err := patiently(unix.EADDRINUSE, func() error {
+			w := within.start()
+			w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
+			_, err := within.do(w)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
 	w := within.start()
 	w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
-	w.address(l.index, e.IPv4)
-	w.defaultRoute(l.index, g.gateway().Addr())
-	if g.v6 {
-		w.address(l.index, e.IPv6)
-		w.defaultRoute(l.index, g.ipv6(g.gateway().Addr()).Addr())
+	w.address(l.index, t.e.IPv4)
+	if t.e.IPv6.IsValid() {
+		w.address(l.index, t.e.IPv6)
 	}
+	t.routes(w, l.index)
 	_, err = within.do(w)
 	return err
+}
+
+// routes adds the way out where it leads here.
+func (t *target) routes(w *batch, index uint32) {
+	direct := t.ground.net.Driver == "ipvlan" && t.set.mode != "l2" // no neighbours there: the interface is the way
+	if t.gate[0] {
+		gw := t.ground.gw4.Addr()
+		if direct {
+			gw = netip.IPv4Unspecified()
+		}
+		w.defaultRoute(index, gw)
+	}
+	if t.gate[1] {
+		gw := t.ground.gw6.Addr()
+		if direct {
+			gw = netip.IPv6Unspecified()
+		}
+		w.defaultRoute(index, gw)
+	}
 }
 
 // publish opens the ports.
@@ -275,13 +663,13 @@ func publish(nf *socket, g *ground, ports []Port, list []element) error {
 	for _, p := range ports {
 		if v4, _ := p.families(); v4 && (!p.HostIP.IsValid() || p.HostIP.IsUnspecified() || p.HostIP.IsLoopback()) {
 			// Loopback access. The table's guard chain, which ensure has seen, comes before it.
-			if err := setSysctl("net/ipv4/conf/"+g.Bridge+"/route_localnet", "1"); err != nil {
+			if err := setSysctl("net/ipv4/conf/"+g.bridge.name+"/route_localnet", "1"); err != nil {
 				g.warnings = append(g.warnings, err.Error()+": published ports do not answer on 127.0.0.1")
 			}
 			break
 		}
 	}
-	if err := nf.addElements(tableName(g.Bridge), list); err != nil {
+	if err := nf.addElements(tableName(g.store.Bridge), list); err != nil {
 		return rulesError(err)
 	}
 	// Packets that came before belong to connections without our rewriting; for UDP such a "connection" lives as long
@@ -298,7 +686,11 @@ func (m *Manager) Detach(ctx context.Context, id string) (err error) {
 	if err := validID(id); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(m.path(endpointsDir, id)); errors.Is(err, os.ErrNotExist) {
+	keys, err := m.keysOf(id)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(m.path(moreDir, id)); len(keys) == 0 && errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	defer func() {
@@ -315,22 +707,36 @@ func (m *Manager) Detach(ctx context.Context, id string) (err error) {
 		return err
 	}
 	defer rt.close()
-	if err := s.Do("veth", func() error { return rt.takeDown(hostEnd(id)) }, nil); err != nil {
+	if err := s.Do("veth", func() error {
+		for _, k := range keys {
+			if err := rt.takeDown(hostEnd(k)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil); err != nil {
 		return fmt.Errorf("take down the veth pair: %w", err)
 	}
 	// The record is read under the lock: of two processes that detach the same id, the slower one must not remove the
 	// rule of a third sandbox that got the port in between.
 	return m.locked(func(*os.File) error {
-		if err := s.Do("rules", func() error { return m.unpublish(ctx, id) }, nil); err != nil {
+		if err := s.Do("rules", func() error {
+			for _, k := range keys {
+				if err := m.unpublish(ctx, k); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, nil); err != nil {
 			return err
 		}
-		return s.Do("lease", func() error { return m.release(id) }, nil)
+		return s.Do("lease", func() error { return m.releaseAll(id) }, nil)
 	})
 }
 
-// unpublish takes the sandbox's ports out of the rules. The caller holds the lock.
-func (m *Manager) unpublish(ctx context.Context, id string) error {
-	e, err := m.endpoint(id)
+// unpublish takes an endpoint's ports out of the rules. The caller holds the lock.
+func (m *Manager) unpublish(ctx context.Context, key string) error {
+	e, err := m.endpoint(key)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -347,7 +753,7 @@ func (m *Manager) unpublish(ctx context.Context, id string) error {
 	}
 	defer nf.closeLater()
 	if err != nil { // torn by a power failure: what no other record explains is its
-		return m.reconcile(ctx, nf, c, id)
+		return m.reconcile(ctx, nf, c, key)
 	}
 	if err := nf.removeElements(tableName(c.Bridge), elementsOf(e)); err != nil {
 		return rulesError(err)
@@ -355,14 +761,14 @@ func (m *Manager) unpublish(ctx context.Context, id string) error {
 	return forgetConnections(nf, e.Ports)
 }
 
-// reconcile makes the maps say what the records say, leaving out one id. The caller holds the lock.
+// reconcile makes the maps say what the records say, leaving out one of them. The caller holds the lock.
 func (m *Manager) reconcile(ctx context.Context, nf *socket, c *config, without string) error {
 	eps, err := m.endpoints()
 	if err != nil {
 		return err
 	}
 	table := tableName(c.Bridge)
-	if there, err := nf.hasTable(table, c.comment()); err != nil || !there {
+	if there, err := nf.ownTable(table, c); err != nil || !there {
 		return err // the next Attach makes it, from the records
 	}
 	have, err := nf.dumpElements(ctx, table)
@@ -372,7 +778,7 @@ func (m *Manager) reconcile(ctx context.Context, nf *socket, c *config, without 
 	type key struct{ set, key string }
 	want := map[key]element{}
 	for _, e := range eps {
-		if e.ID != without {
+		if e.key() != without {
 			for _, x := range elementsOf(e) {
 				want[key{x.set, string(x.key)}] = x
 			}
@@ -440,18 +846,28 @@ func (m *Manager) Sweep(ctx context.Context, alive func(id string) bool, purge b
 	if err != nil {
 		return err
 	}
-	var ids []string
-	if err := m.locked(func(*os.File) (err error) { ids, err = m.names(endpointsDir); return err }); err != nil {
+	var keys, more []string
+	if err := m.locked(func(*os.File) (err error) {
+		if keys, err = m.names(endpointsDir); err == nil {
+			more, err = m.names(moreDir)
+		}
+		return err
+	}); err != nil {
 		return err
 	}
 	var errs []error
 	known := map[string]bool{}
-	for _, id := range ids {
-		if alive(id) {
-			known[hostEnd(id)] = true
-		} else {
-			errs = append(errs, m.Detach(ctx, id))
+	lives := map[string]bool{}
+	for _, k := range append(keys, more...) {
+		id := owner(k)
+		live, asked := lives[id]
+		if !asked {
+			live = alive(id)
+			if lives[id] = live; !live {
+				errs = append(errs, m.Detach(ctx, id))
+			}
 		}
+		known[hostEnd(k)] = live
 	}
 	for _, p := range ports {
 		if !known[p.name] {
@@ -472,7 +888,7 @@ func (m *Manager) Sweep(ctx context.Context, alive func(id string) bool, purge b
 		}
 		// Under the lock, and with no record: nobody is between his lease and his veth pair. Only our own table goes,
 		// and only our own bridge: the first's name may belong to another store that has the second.
-		there, err := nf.hasTable(tableName(c.Bridge), c.comment())
+		there, err := nf.ownTable(tableName(c.Bridge), c)
 		if err != nil {
 			return rulesError(err)
 		}
@@ -481,7 +897,16 @@ func (m *Manager) Sweep(ctx context.Context, alive func(id string) bool, purge b
 				return rulesError(err)
 			}
 		}
-		return m.removeBridge(rt, c)
+		nets, err := m.bridges(c)
+		if err != nil {
+			return err
+		}
+		for _, n := range nets {
+			if err := m.removeBridge(rt, c, n); err != nil {
+				return err
+			}
+		}
+		return nil
 	}))
 	return errors.Join(errs...)
 }

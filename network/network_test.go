@@ -713,6 +713,10 @@ func helper(mode string, args []string) int {
 				return fail(err)
 			}
 		}
+	case "networks":
+		if err := networksLife(ctx, m); err != nil {
+			return fail(err)
+		}
 	case "life":
 		ns, err := NewNamespace()
 		if err != nil {
@@ -726,6 +730,43 @@ func helper(mode string, args []string) int {
 		}
 	}
 	return 0
+}
+
+// networksLife is the life of a network and of a sandbox that comes and goes.
+func networksLife(ctx context.Context, m *Manager) error {
+	if _, _, err := m.Create(ctx, Network{Name: "net"}); err != nil {
+		return err
+	}
+	ns, err := NewNamespace()
+	if err != nil {
+		return err
+	}
+	if _, err := m.Attach(ctx, ns, Endpoint{ID: "web"}); err != nil {
+		return err
+	}
+	port := []Port{{HostPort: 18080, ContainerPort: 80, Protocol: "tcp"}}
+	if _, _, _, err := m.Connect(ctx, ns, Endpoint{ID: "web", Name: "web", Links: []Link{{Network: "net"}}, Ports: port}); err != nil {
+		return err
+	}
+	if _, _, err := m.Disconnect(ctx, ns, "web", "net"); err != nil {
+		return err
+	}
+	if err := m.Detach(ctx, "web"); err != nil {
+		return err
+	}
+	_, err = m.Remove(ctx, "net")
+	return err
+}
+
+// another runs a helper of the test in a process of its own.
+func another(m *Manager, mode string, env ...string) error {
+	bin, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(bin, m.o.StateDir, m.o.RunDir)
+	cmd.Env = append(append(os.Environ(), asHelper+"="+mode), env...)
+	return cmd.Run()
 }
 
 // TestKilledAnywhere fails and kills a process at every step of its way, and finds nothing left.

@@ -22,7 +22,7 @@ const (
 	verdictDrop   = 0 // NF_DROP
 
 	// Numbers of nft(8)'s data types: only its listing reads them. A concatenation is written in six-bit places.
-	typeIPv4, typeIPv6, typeProto, typePort = 7, 8, 12, 13
+	typeIPv4, typeIPv6, typeProto, typePort, typeInterface = 7, 8, 12, 13, 41
 )
 
 // nfHeader is struct nfgenmsg.
@@ -120,20 +120,34 @@ func concat(fields []field) (kind, length uint32) {
 	return kind, length
 }
 
-// newMap makes a hash map.
+// newMap makes a hash map; without a value it is a set (newSet).
 func (w *nft) newMap(name string, key, value []field) {
 	w.setID++
 	w.msg(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE)
 	w.str(unix.NFTA_SET_TABLE, w.table)
 	w.str(unix.NFTA_SET_NAME, name)
-	w.be32(unix.NFTA_SET_FLAGS, unix.NFT_SET_MAP)
+	flags := uint32(0)
+	if value != nil {
+		flags = unix.NFT_SET_MAP
+	}
+	w.be32(unix.NFTA_SET_FLAGS, flags)
 	kind, length := concat(key)
 	w.be32(unix.NFTA_SET_KEY_TYPE, kind)
 	w.be32(unix.NFTA_SET_KEY_LEN, length)
-	kind, length = concat(value)
-	w.be32(unix.NFTA_SET_DATA_TYPE, kind)
-	w.be32(unix.NFTA_SET_DATA_LEN, length)
+	if value != nil {
+		kind, length = concat(value)
+		w.be32(unix.NFTA_SET_DATA_TYPE, kind)
+		w.be32(unix.NFTA_SET_DATA_LEN, length)
+	}
 	w.be32(unix.NFTA_SET_ID, w.setID)
+}
+
+func (w *nft) newSet(name string, key []field) {
+	w.newMap(name, key, nil)
+	if len(key) == 1 && key[0].kind == typeInterface {
+		// For nft(8)'s listing only: text is in the host's byte order (libnftnl udata.h: type 0, length, value).
+		w.attr(unix.NFTA_SET_USERDATA, native.AppendUint32([]byte{0, 4}, 1))
+	}
 }
 
 // element is one entry of a map.
@@ -163,7 +177,7 @@ func (w *nft) elements(typ uint16, list []element) {
 			for _, e := range list[:n] {
 				w.nest(unix.NFTA_LIST_ELEM, func() {
 					w.nest(unix.NFTA_SET_ELEM_KEY, func() { w.attr(unix.NFTA_DATA_VALUE, e.key) })
-					if typ == unix.NFT_MSG_NEWSETELEM {
+					if typ == unix.NFT_MSG_NEWSETELEM && e.value != nil {
 						w.nest(unix.NFTA_SET_ELEM_DATA, func() { w.attr(unix.NFTA_DATA_VALUE, e.value) })
 					}
 				})
@@ -268,6 +282,22 @@ func lookup(set string) expr {
 			w.str(unix.NFTA_LOOKUP_SET, set)
 			w.be32(unix.NFTA_LOOKUP_SREG, unix.NFT_REG_1)
 			w.be32(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_1)
+		})
+	}
+}
+
+// member ends the rule unless the key that begins in register 1 is in the set; notMember if it is.
+func member(set string) expr    { return membership(set, 0) }
+func notMember(set string) expr { return membership(set, unix.NFT_LOOKUP_F_INV) }
+
+func membership(set string, flags uint32) expr {
+	return func(w *nft) {
+		w.expression("lookup", func() {
+			w.str(unix.NFTA_LOOKUP_SET, set)
+			w.be32(unix.NFTA_LOOKUP_SREG, unix.NFT_REG_1)
+			if flags != 0 {
+				w.be32(unix.NFTA_LOOKUP_FLAGS, flags)
+			}
 		})
 	}
 }

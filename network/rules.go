@@ -5,21 +5,31 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // rulesVersion is part of the table's comment. A table of another version is replaced, with the same elements, by the
 // next Attach.
-const rulesVersion = "1"
+const rulesVersion = "2"
 
 // The maps of published ports. A port is one element, so publishing changes no chain:
 //
 //	any4    protocol . port           -> container address . port    every local IPv4 address
 //	bound4  address . protocol . port -> container address . port    one host address
 //	any6, bound6                                                     the same for IPv6
+//
+// The sets of bridges:
+//
+//	bridges    all of ours
+//	closed     those of internal networks
+//	within     bridge . bridge: those whose containers reach each other through a bridge that shows us its frames
 const (
 	any4, bound4, any6, bound6 = "any4", "bound4", "any6", "bound6"
+	bridgesSet, closedSet      = "bridges", "closed"
+	withinSet                  = "within"
 )
 
 // tableName returns the name of the table of a bridge: "onggi" for the default one.
@@ -30,28 +40,45 @@ func tableName(bridge string) string {
 	return bridge
 }
 
-// hasTable reports whether the table is there and ours. One round trip; every Attach asks, so that a flushed ruleset
+// ownTable reports whether the table is there and this store's, for whichever bridges it was laid out.
+func (s *socket) ownTable(name string, c *config) (bool, error) {
+	comment, err := s.tableComment(name)
+	return err == nil && (comment == "?" || strings.Contains(comment, "store "+c.Owner)), err
+}
+
+// hasTable reports whether the table is there and ours, with these rules. One round trip; every Attach asks, so that a flushed ruleset
 // (`nft flush ruleset`, a firewall's reload: CVE-2025-54388's class) does not stay open for longer than that.
 func (s *socket) hasTable(name, comment string) (bool, error) {
+	found, err := s.tableComment(name)
+	return err == nil && (found == "?" || found == comment), err
+}
+
+// tableComment returns the comment of a table: "" when there is no such table or it has none, "?" on a kernel before
+// 5.10, which keeps no comments; there the name has to do.
+func (s *socket) tableComment(name string) (string, error) {
 	w := s.start()
 	w.message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_ACK, nfHeader(unix.NFPROTO_INET, 0))
 	w.str(unix.NFTA_TABLE_NAME, name)
 	got, err := s.do(w)
 	if errors.Is(err, unix.ENOENT) {
-		return false, nil
+		return "", nil
 	}
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	for _, a := range got {
 		if len(a.body) < 4 {
 			continue
 		}
-		// Kernels before 5.10 keep no user data; there the name has to do.
 		data := attribute(a.body[4:], tableUserData)
-		return data == nil || string(data) == string(commentData(comment)), nil
+		if data == nil {
+			return "?", nil
+		}
+		if len(data) > 2 && data[0] == 0 { // commentData
+			return cString(data[2:]), nil
+		}
 	}
-	return false, nil
+	return "", nil
 }
 
 // deleteTable removes our table, and with it everything that we ever told nf_tables.
@@ -68,12 +95,12 @@ func (s *socket) deleteTable(name string) error {
 
 // layOut makes the table, replacing one that is there, and fills its maps, in one transaction.
 // doc/network.md draws it; TestRulesAsDocumented compares nft's listing with that page.
-func (s *socket) layOut(c *config, v6 bool, elements []element) error {
+func (s *socket) layOut(c *config, nets []*Network, elements []element) error {
 	return s.transaction(func(w *nft) {
 		w.table = tableName(c.Bridge)
 		w.newTable("") // so that the removal does not fail when it is not there
 		w.deleteTable()
-		w.newTable(c.comment())
+		w.newTable(c.comment(nets))
 
 		addr4, addr6 := field{typeIPv4, 4}, field{typeIPv6, 16}
 		proto, port := field{typeProto, 1}, field{typePort, 2}
@@ -81,14 +108,33 @@ func (s *socket) layOut(c *config, v6 bool, elements []element) error {
 		w.newMap(bound4, []field{addr4, proto, port}, []field{addr4, port})
 		w.newMap(any6, []field{proto, port}, []field{addr6, port})
 		w.newMap(bound6, []field{addr6, proto, port}, []field{addr6, port})
+		name := field{typeInterface, unix.IFNAMSIZ}
+		w.newSet(bridgesSet, []field{name})
+		w.newSet(closedSet, []field{name})
+		w.newSet(withinSet, []field{name, name})
+		var members []element
+		for _, n := range nets {
+			set, _ := n.settings() // validated when it was recorded
+			key := interfaceKey(n.Interface)
+			members = append(members, element{set: bridgesSet, key: key})
+			if n.Internal {
+				members = append(members, element{set: closedSet, key: key})
+			}
+			if set.icc {
+				members = append(members, element{set: withinSet, key: append(append([]byte{}, key...), key...)})
+			}
+		}
+		slices.SortStableFunc(members, func(a, b element) int { return strings.Compare(a.set, b.set) })
+		w.elements(unix.NFT_MSG_NEWSETELEM, members)
 
 		accept, drop, back := verdict(verdictAccept, ""), verdict(verdictDrop, ""), verdict(unix.NFT_RETURN, "")
 		loopback := netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)
+		iif, oif := meta(unix.NFT_META_IIFNAME, unix.NFT_REG_1), meta(unix.NFT_META_OIFNAME, unix.NFT_REG_1)
 
-		// guard: route_localnet on our bridge, which loopback access to published ports needs, must not let a container
+		// guard: route_localnet on our bridges, which loopback access to published ports needs, must not let a container
 		// reach services that listen on 127.0.0.1 (CVE-2020-8558).
 		w.baseChain("guard", "filter", unix.NF_INET_PRE_ROUTING, -300)
-		w.rule("guard", interfaceIs(unix.NFT_META_IIFNAME, c.Bridge), family4, addressIn(daddr, loopback), counter, drop)
+		w.rule("guard", iif, member(bridgesSet), family4, addressIn(daddr, loopback), counter, drop)
 
 		// publish: the first rule that finds the packet in its map rewrites the destination and ends the chain.
 		w.chain("publish")
@@ -117,30 +163,34 @@ func (s *socket) layOut(c *config, v6 bool, elements []element) error {
 		w.rule("output", family6, addressIn(daddr, netip.PrefixFrom(netip.IPv6Loopback(), 128)), back)
 		w.rule("output", verdict(unix.NFT_JUMP, "publish"))
 
-		// forward: others reach a container only where a port is published. Everything that is not for our bridge goes on
-		// untouched.
+		// forward: others reach a container only where a port is published, and containers of one network those of
+		// another as little. Nothing goes into or out of an internal network. Everything that is not for our bridges goes
+		// on untouched.
 		w.baseChain("forward", "filter", unix.NF_INET_FORWARD, 0)
-		w.rule("forward", interfaceIsNot(unix.NFT_META_OIFNAME, c.Bridge), accept)
-		w.rule("forward", interfaceIs(unix.NFT_META_IIFNAME, c.Bridge), accept)
+		w.rule("forward", iif, notMember(bridgesSet), oif, notMember(bridgesSet), accept)
 		w.rule("forward", conntrack(unix.NFT_CT_STATE), anyBit(ctEstablished|ctRelated), isSet, accept)
+		w.rule("forward", iif, meta(unix.NFT_META_OIFNAME, unix.NFT_REG_2), member(withinSet), accept)
+		w.rule("forward", iif, member(closedSet), counter, drop)
+		w.rule("forward", oif, member(closedSet), counter, drop)
 		w.rule("forward", conntrack(unix.NFT_CT_STATUS), anyBit(ctStatusDNAT), isSet, accept)
-		w.rule("forward", counter, drop)
+		w.rule("forward", oif, member(bridgesSet), counter, drop)
 
-		// postrouting: out of the bridge's network under the host's address; and a container's (or loopback's) way to a
+		// postrouting: out of a bridge's network under the host's address; and a container's (or loopback's) way to a
 		// published port under the bridge's, so that the answer comes back through us.
 		w.baseChain("postrouting", "nat", unix.NF_INET_POST_ROUTING, 100)
-		ours := []netip.Prefix{c.Subnet.Masked()}
-		if v6 {
-			ours = append(ours, c.ULA.Masked())
+		for _, n := range nets {
+			set, _ := n.settings()
+			for _, sub := range n.Subnets {
+				p := sub.Prefix.Masked()
+				if set.masquerade && !n.Internal {
+					w.rule("postrouting", family(p), addressIn(saddr, p),
+						interfaceIsNot(unix.NFT_META_OIFNAME, n.Interface), expr(masquerade))
+				}
+				w.rule("postrouting", interfaceIs(unix.NFT_META_OIFNAME, n.Interface), family(p), addressIn(saddr, p),
+					conntrack(unix.NFT_CT_STATUS), anyBit(ctStatusDNAT), isSet, expr(masquerade))
+			}
 		}
-		for _, p := range ours {
-			w.rule("postrouting", family(p), addressIn(saddr, p),
-				interfaceIsNot(unix.NFT_META_OIFNAME, c.Bridge), expr(masquerade))
-			w.rule("postrouting", interfaceIs(unix.NFT_META_OIFNAME, c.Bridge), family(p), addressIn(saddr, p),
-				conntrack(unix.NFT_CT_STATUS), anyBit(ctStatusDNAT), isSet, expr(masquerade))
-		}
-		w.rule("postrouting", interfaceIs(unix.NFT_META_OIFNAME, c.Bridge), family4, addressIn(saddr, loopback),
-			expr(masquerade))
+		w.rule("postrouting", oif, member(bridgesSet), family4, addressIn(saddr, loopback), expr(masquerade))
 
 		w.elements(unix.NFT_MSG_NEWSETELEM, elements)
 	})
@@ -177,10 +227,15 @@ func interfaceIsNot(key uint32, name string) expr {
 func interfaceCompare(key, op uint32, name string) expr {
 	return func(w *nft) {
 		meta(key, unix.NFT_REG_1)(w)
-		padded := make([]byte, unix.IFNAMSIZ)
-		copy(padded, name)
-		compare(op, padded)(w)
+		compare(op, interfaceKey(name))(w)
 	}
+}
+
+// interfaceKey is a name as the kernel keeps it in a register.
+func interfaceKey(name string) []byte {
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, name)
+	return padded
 }
 
 // saddr and daddr are the places of the addresses in the headers of IPv4 and IPv6.

@@ -17,6 +17,7 @@ type Stats struct {
 	ThrottledPeriods, ThrottledTime                  uint64 // count, ns
 	MemoryUsage, MemoryLimit, MemoryPeak, MemorySwap uint64 // bytes; no limit is the largest number
 	MemoryFile                                       uint64 // page cache, bytes
+	MemoryInactive                                   uint64 // the part of it that was not used lately, bytes
 	Pids, PidsLimit                                  uint64 // no limit is the largest number
 	OOMKills                                         uint64
 	IORead, IOWrite                                  uint64 // bytes
@@ -88,7 +89,9 @@ func (g *Group) Stats() (*Stats, error) {
 			number(d, "memory.max", &s.MemoryLimit)
 			number(d, "memory.peak", &s.MemoryPeak) // Linux 5.19
 			number(d, "memory.swap.current", &s.MemorySwap)
-			s.MemoryFile, _ = field(text(d, "memory.stat"), "file")
+			st := text(d, "memory.stat")
+			s.MemoryFile, _ = field(st, "file")
+			s.MemoryInactive, _ = field(st, "inactive_file")
 		} else {
 			number(d, "memory.usage_in_bytes", &s.MemoryUsage)
 			number(d, "memory.limit_in_bytes", &s.MemoryLimit)
@@ -98,6 +101,7 @@ func (g *Group) Stats() (*Stats, error) {
 			}
 			st := text(d, "memory.stat")
 			s.MemoryFile, _ = field(st, "total_cache")
+			s.MemoryInactive, _ = field(st, "total_inactive_file")
 			s.MemorySwap, _ = field(st, "total_swap")
 		}
 		s.OOMKills, err = oomKills(d)
@@ -225,4 +229,31 @@ func oomKillsBelow(fd, depth int) (uint64, error) {
 		_ = unix.Close(sub)
 	}
 	return sum, nil
+}
+
+// Pressures are the pressures of one group by resource.
+type Pressures struct{ CPU, Memory, IO Pressure }
+
+// Pressure reads how much the group waits; nil where the kernel does not count it (cgroup v1, no CONFIG_PSI).
+func (g *Group) Pressure() *Pressures {
+	if !g.l.V2 {
+		return nil
+	}
+	d, err := g.member()
+	if err != nil {
+		return nil
+	}
+	var r reader
+	p := &Pressures{}
+	for _, f := range [...]struct {
+		file string
+		to   *Pressure
+	}{{"cpu.pressure", &p.CPU}, {"memory.pressure", &p.Memory}, {"io.pressure", &p.IO}} {
+		one := r.pressure(d, f.file)
+		if one == nil {
+			return nil
+		}
+		*f.to = *one
+	}
+	return p
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"reflect"
 	"strings"
 	"text/tabwriter"
@@ -144,8 +145,8 @@ func align(s string) string {
 }
 
 // headers maps the fields of a row to the headers that docker gives them: RunningFor becomes "RUNNING FOR".
-func headers[T any]() map[string]string {
-	h := make(map[string]string)
+func headers[T any]() headerRow {
+	h := make(headerRow)
 	t := reflect.TypeFor[T]()
 	for i := range t.NumField() {
 		name := t.Field(i).Name
@@ -158,5 +159,18 @@ func headers[T any]() map[string]string {
 		}
 		h[name] = strings.ToUpper(b.String())
 	}
+	var row T
+	if own, ok := any(row).(interface{ headers() map[string]string }); ok {
+		maps.Copy(h, own.headers())
+	}
 	return h
+}
+
+// headerRow stands for a row while the headers of a "table {{...}}" template are printed.
+type headerRow map[string]string
+
+// Label is the header of {{.Label "com.example.some-thing"}}: SOME THING.
+func (headerRow) Label(name string) string {
+	name = name[strings.LastIndexByte(name, '.')+1:]
+	return strings.ToUpper(strings.NewReplacer("-", " ", "_", " ").Replace(name))
 }

@@ -47,6 +47,7 @@ func commands() []command {
 		{"logs", "Print what a container has written", groupLook, buildLogs},
 		{"events", "Print what has happened, and what happens", groupLook, buildEvents},
 		{"inspect", "Print all that is known about containers or images", groupLook, buildInspect},
+		{"stats", "Show what containers use", groupLook, buildStats},
 		{"top", "List a container's processes", groupLook, buildTop},
 		{"port", "Print where a container's ports are published", groupLook, buildPort},
 		{"diff", "List what a container has otherwise than its image", groupLook, buildDiff},

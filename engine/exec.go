@@ -184,21 +184,29 @@ func (e *Engine) List(all bool) ([]*Container, error) {
 }
 
 func (e *Engine) list(want func(*record) bool) ([]*Container, error) {
+	records, err := e.recordsWhere(want)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*Container, len(records))
+	for i, r := range records {
+		out[i] = &r.Container
+	}
+	return out, nil
+}
+
+// recordsWhere are the chosen records, the newest container first.
+func (e *Engine) recordsWhere(want func(*record) bool) ([]*record, error) {
 	records, err := e.records()
 	if err != nil {
 		return nil, err
 	}
-	out := make([]*Container, 0, len(records))
-	for _, r := range records {
-		if want(r) {
-			out = append(out, &r.Container)
-		}
-	}
-	slices.SortFunc(out, func(a, b *Container) int {
+	records = slices.DeleteFunc(records, func(r *record) bool { return !want(r) })
+	slices.SortFunc(records, func(a, b *record) int {
 		if c := b.Created.Compare(a.Created); c != 0 {
 			return c
 		}
 		return strings.Compare(a.ID, b.ID)
 	})
-	return out, nil
+	return records, nil
 }

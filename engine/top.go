@@ -80,11 +80,14 @@ func (e *Engine) Top(ctx context.Context, idOrName string, psArgs []string) (*Pr
 
 // ps runs the host's ps. Its errors are the user's: the arguments are.
 func ps(ctx context.Context, args []string) ([]byte, error) {
-	path, err := exec.LookPath("ps")
-	if err != nil {
+	path := "/usr/bin/ps" // not by PATH: that is the caller's
+	if !exists(path) {
+		path = "/bin/ps"
+	}
+	if !exists(path) {
 		return nil, &errdefs.Error{
-			Op: "list processes", What: strings.Join(args, " "), Kind: errdefs.NotFound, Why: "this host has no program ps to understand the options",
-			Fix: "install it (Debian: procps), or leave the options out", Err: err,
+			Op: "list processes", What: strings.Join(args, " "), Kind: errdefs.NotFound, Why: "this host has no program /usr/bin/ps to understand the options",
+			Fix: "install it (Debian: procps), or leave the options out",
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)

@@ -32,10 +32,19 @@ cmd/onggi/embedded/hello.tar: $(wildcard cmd/onggi-hello/*.go tools/hello-image/
 	@scripts/setup build
 	@go run ./tools/hello-image -o $@
 
+.PHONY: man
+man: build ## write the manual pages to bin/man
+	@rm -rf bin/man
+	@go run ./tools/manpages -o bin/man
+
 .PHONY: install
-install: build ## copy the binaries to DESTDIR/usr/local/bin
-	install -d $(DESTDIR)/usr/local/bin
+install: build man ## copy binaries, manual pages and shell completion to DESTDIR/usr/local
+	install -d $(addprefix $(DESTDIR)/usr/local/,bin share/man/man1 share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d)
 	install -m 755 $(addprefix bin/,$(BINARIES)) $(DESTDIR)/usr/local/bin
+	install -m 644 bin/man/*.1 $(DESTDIR)/usr/local/share/man/man1
+	bin/onggi completion bash > $(DESTDIR)/usr/local/share/bash-completion/completions/onggi
+	bin/onggi completion zsh > $(DESTDIR)/usr/local/share/zsh/site-functions/_onggi
+	bin/onggi completion fish > $(DESTDIR)/usr/local/share/fish/vendor_completions.d/onggi.fish
 
 $(TESTBIN): FORCE
 	@mkdir -p $@

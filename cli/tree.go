@@ -73,6 +73,7 @@ func commands() []command {
 		{"builder", "What builds have left to be used again", groupHost, group(builderCommands)},
 		{"system", "What the store takes, and how to get it back", groupHost, group(systemCommands)},
 		{"info", "Describe this host and its store", groupHost, buildInfo},
+		{"completion", "Print a script that lets a shell complete commands and names", groupHost, buildCompletion},
 		{"version", "Print the version", groupHost, buildVersion},
 		{"container-cleanup", "Do what follows a container's exit (called by its monitor)", "", buildCleanup},
 	}
@@ -134,6 +135,9 @@ directories, and you have another store beside the first.`,
 	}
 	for _, c := range all {
 		root.AddCommand(a.command(c))
+	}
+	if strings.HasPrefix(called, cobra.ShellCompRequestCmd) {
+		a.complete(root)
 	}
 	root.Flags().BoolP("version", "v", false, "print the version")
 	run := root.RunE

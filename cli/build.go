@@ -83,7 +83,7 @@ To build a directory that has the name of one of these commands, write ./why.`
 	f.StringArrayVar(&b.ulimits, "ulimit", nil, "resource limit of RUN: `name=soft[:hard]`")
 	f.StringVar(&b.shm, "shm-size", "", "`size` of /dev/shm of RUN")
 	f.StringArrayVar(&b.allow, "allow", nil, "allow steps an `entitlement`: network.host, security.insecure, network.private")
-	f.StringVar(&b.progress, "progress", "auto", "how to show what happens: `auto, plain, rawjson or quiet`")
+	f.StringVar(&b.progress, "progress", "auto", "how to show what happens: `auto`, plain, tty, rawjson, quiet or none (BUILDKIT_PROGRESS)")
 	f.BoolVar(&b.why, "why", false, "say of each step why it was performed, or that it was not")
 	f.StringVar(&b.iidfile, "iidfile", "", "write the image's id to this `file`")
 	f.StringVar(&b.metadata, "metadata-file", "", "write what was made to this `file`, as JSON")
@@ -154,17 +154,23 @@ func (a *app) build(c *cobra.Command, b *buildFlags, where string) (err error) {
 	if err != nil {
 		return err
 	}
-	o.PullImage = func(ctx context.Context, name string, p *ocispec.Platform) (*image.Image, error) {
-		if isHello(name) {
-			return a.loadHello(ctx, e)
-		}
-		return a.pull(ctx, e, name, image.PullOptions{Platform: p}, nil, nil)
-	}
-	o.PushImage = a.buildPush(e)
 	show, err := a.buildProgress(b)
 	if err != nil {
 		return err
 	}
+	o.PullImage = func(ctx context.Context, name string, p *ocispec.Platform) (*image.Image, error) {
+		if isHello(name) {
+			return a.loadHello(ctx, e)
+		}
+		po := image.PullOptions{Platform: p}
+		if show.screen != nil {
+			event, end := show.screen.pull(name)
+			po.Progress = event
+			defer end()
+		}
+		return a.pull(ctx, e, name, po, nil, nil)
+	}
+	o.PushImage = a.buildPush(e)
 	o.Progress, o.ID = show, history.NewID()
 	res, err := build.Build(ctx, e, o)
 	show.end()

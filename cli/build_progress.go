@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -14,10 +15,11 @@ import (
 	"github.com/onggi/onggi/build/graph"
 	"github.com/onggi/onggi/build/history"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/term"
 )
 
 // buildShow tells of a build on stderr: a line for each change of a step, with the step's number, as docker's plain
-// progress; or each event as JSON; or nothing.
+// progress; or a picture that is drawn over (buildScreen); or each event as JSON; or nothing.
 type buildShow struct {
 	a    *app
 	mode string
@@ -29,27 +31,38 @@ type buildShow struct {
 	tails    map[digest.Digest][]string
 	warnings []frontend.Warning
 	last     int // the step that the line before was of
-	hits     int
-	ran      int
+	screen   *buildScreen
 }
 
 func (a *app) buildProgress(b *buildFlags) (*buildShow, error) {
 	mode := b.progress
+	if v := os.Getenv("BUILDKIT_PROGRESS"); v != "" && mode == "auto" {
+		mode = v
+	}
+	live := term.IsTerminal(int(a.err.Fd())) && os.Getenv("TERM") != "dumb"
 	switch mode {
 	case "auto":
-		mode = "plain"
-	case "plain", "rawjson", "quiet":
+		if mode = "plain"; live {
+			mode = "tty"
+		}
+	case "plain", "rawjson", "quiet", "none":
 	case "tty":
-		return nil, badFlag("--progress", mode, "a build that draws over its lines is not there yet", "use plain")
+		if !live {
+			return nil, badFlag("--progress", mode, "standard error is no terminal that can be drawn on", "use auto or plain")
+		}
 	default:
-		return nil, badFlag("--progress", mode, "there is no such way to show a build", "use auto, plain, rawjson or quiet")
+		return nil, badFlag("--progress", mode, "there is no such way to show a build", "use auto, plain, tty, rawjson, quiet or none")
 	}
-	if b.quiet || b.check {
+	if b.quiet || b.check || mode == "none" {
 		mode = "quiet"
 	}
-	return &buildShow{
+	p := &buildShow{
 		a: a, mode: mode, born: time.Now(), numbers: map[digest.Digest]int{}, partial: map[digest.Digest][]byte{}, tails: map[digest.Digest][]string{},
-	}, nil
+	}
+	if mode == "tty" {
+		p.screen = newBuildScreen(p)
+	}
+	return p, nil
 }
 
 // maxTail is how many lines of a failed step are shown again.
@@ -91,12 +104,6 @@ func (p *buildShow) Step(s build.Step) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	changed := changedParts(s.Why)
-	switch s.State {
-	case build.Cached:
-		p.hits++
-	case build.Done:
-		p.ran++
-	}
 	switch p.mode {
 	case "quiet":
 		return
@@ -110,18 +117,19 @@ func (p *buildShow) Step(s build.Step) {
 	}
 	n := s.Number
 	p.numbers[s.Vertex] = n
+	if p.screen != nil {
+		p.screen.step(s, changed)
+		if s.State != build.Started {
+			p.flush(s.Vertex)
+		}
+		return
+	}
 	switch s.State {
 	case build.Started:
 		text := printable(s.Name)
 		p.line(n, text)
 		if len(changed) > 0 {
-			const most = 3
-			more := ""
-			if len(changed) > most {
-				more = fmt.Sprintf(" and %d more", len(changed)-most)
-				changed = changed[:most]
-			}
-			p.line(n, "changed: "+printable(strings.Join(changed, ", "))+more)
+			p.line(n, printable(changedText(changed)))
 		}
 	case build.Cached:
 		p.line(n, printable(s.Name))
@@ -136,6 +144,20 @@ func (p *buildShow) Step(s build.Step) {
 		p.flush(s.Vertex)
 		p.line(n, "CANCELED")
 	}
+}
+
+// changedText is the names of what changed, the first of many.
+func changedText(names []string) string {
+	const most = 3
+	if len(names) == 0 {
+		return ""
+	}
+	more := ""
+	if len(names) > most {
+		more = fmt.Sprintf(" and %d more", len(names)-most)
+		names = names[:most]
+	}
+	return "changed: " + strings.Join(names, ", ") + more
 }
 
 // changedParts are the names of what a step has otherwise than the nearest earlier run.
@@ -156,6 +178,9 @@ func (p *buildShow) Output(v digest.Digest, data []byte) {
 	if p.mode == "rawjson" {
 		p.json(event{Vertex: v, Output: data})
 		return
+	}
+	if p.screen != nil {
+		p.screen.output(p.numbers[v], data)
 	}
 	buf := append(p.partial[v], data...)
 	for {
@@ -199,11 +224,14 @@ func (p *buildShow) Warn(w frontend.Warning) {
 	p.warnings = append(p.warnings, w)
 }
 
-// end prints the warnings, and how much of the build was there already.
+// end leaves the last picture on the screen and prints the warnings.
 func (p *buildShow) end() {
+	if p.screen != nil {
+		p.screen.end()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.mode != "plain" {
+	if p.mode != "plain" && p.mode != "tty" {
 		return
 	}
 	c := p.a.paint(p.a.err)

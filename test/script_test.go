@@ -250,7 +250,7 @@ func command(ts *testscript.TestScript, args []string) *exec.Cmd {
 	c := exec.Command(name, args[1:]...)
 	c.Dir = ts.Getenv("WORK")
 	c.WaitDelay = 10 * time.Second
-	for _, name := range []string{"ONGGI_ROOT", "ONGGI_RUN_ROOT", "PATH", "LC_ALL", "TERM", "NO_COLOR", "WORK"} {
+	for _, name := range []string{"ONGGI_ROOT", "ONGGI_RUN_ROOT", "PATH", "LC_ALL", "TERM", "NO_COLOR", "BUILDKIT_PROGRESS", "WORK"} {
 		if v := ts.Getenv(name); v != "" {
 			c.Env = append(c.Env, name+"="+v)
 		}

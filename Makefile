@@ -45,6 +45,8 @@ install: build man ## copy binaries, manual pages and shell completion to DESTDI
 	bin/onggi completion bash > $(DESTDIR)/usr/local/share/bash-completion/completions/onggi
 	bin/onggi completion zsh > $(DESTDIR)/usr/local/share/zsh/site-functions/_onggi
 	bin/onggi completion fish > $(DESTDIR)/usr/local/share/fish/vendor_completions.d/onggi.fish
+	install -d $(DESTDIR)/usr/local/lib/systemd/system
+	install -m 644 systemd/onggi-resume.service $(DESTDIR)/usr/local/lib/systemd/system
 
 $(TESTBIN): FORCE
 	@mkdir -p $@

@@ -21,7 +21,7 @@ type containerFlags struct {
 	name, hostname, workdir, user, entrypoint                            string
 	memory, memorySwap, cpus, cpuShares, cpusetCPUs, pidsLimit, oomScore string
 	shmSize, network, stopSignal, stopTimeout, pull, platform, runtime   string
-	logDriver, cidfile, volumeDriver                                     string
+	logDriver, cidfile, volumeDriver, restart                            string
 	interactive, tty, rm, readOnly, privileged, init, quiet              bool
 }
 
@@ -48,6 +48,7 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 	text(&f.entrypoint, "entrypoint", "", "run `program` in place of the image's; empty clears the image's")
 	list(&f.label, "label", "l", "label the container with `KEY=VALUE`")
 	fs.BoolVar(&f.init, "init", false, "put a process 1 in front of the command that reaps orphans and forwards signals")
+	text(&f.restart, "restart", "", "start it again when it ends: `policy` no, on-failure[:count], always or unless-stopped (default no)")
 	text(&f.stopSignal, "stop-signal", "", "`signal` that stop sends (default the image's, or SIGTERM)")
 	text(&f.stopTimeout, "stop-timeout", "", "`seconds` that stop waits before it kills (default 10)")
 
@@ -139,6 +140,8 @@ func example(flag string) string {
 		return "--add-host db:192.0.2.7"
 	case "--platform":
 		return "--platform linux/arm64"
+	case "--restart":
+		return "--restart on-failure:5, or --restart unless-stopped"
 	case "--stop-timeout", "--time":
 		return flag + " 30"
 	case "--log-opt":
@@ -495,6 +498,14 @@ func (f *containerFlags) life(c *engine.Config, _ func(string) bool) error {
 		seconds := int(n)
 		c.StopTimeout = &seconds
 	}
+	p, err := parseRestart(f.restart)
+	if err == nil && f.rm && p.Restarts() {
+		err = &errdefs.Error{Why: "it contradicts --rm: what is removed when it ends cannot be started again", Fix: "drop --rm or --restart"}
+	}
+	if err != nil {
+		return reading("--restart", f.restart, err)
+	}
+	c.Restart = p
 	switch f.pull {
 	case "", "missing", "always", "never":
 		c.Pull = f.pull

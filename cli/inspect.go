@@ -158,6 +158,7 @@ type hostConfigJSON struct {
 	NetworkMode    string
 	PortBindings   map[string][]portJSON
 	AutoRemove     bool
+	RestartPolicy  restartJSON
 	LogConfig      logJSON
 	CapAdd         []string
 	CapDrop        []string
@@ -184,6 +185,11 @@ type hostConfigJSON struct {
 	PidsLimit      int64
 	Ulimits        []ulimitJSON
 	Init           bool
+}
+
+type restartJSON struct {
+	Name              string
+	MaximumRetryCount int
 }
 
 type logJSON struct {
@@ -287,16 +293,17 @@ func inspectContainer(k *engine.Container, img *image.Image) *containerJSON {
 	c := &k.Config
 	j := &containerJSON{
 		ID: k.ID, Created: stamp(k.Created), Image: k.ImageID.String(), LogPath: k.LogPath, Name: "/" + c.Name,
-		Driver: "overlayfs", Platform: "linux", Args: []string{}, Warnings: k.Warnings,
+		Driver: "overlayfs", Platform: "linux", Args: []string{}, Warnings: k.Warnings, RestartCount: k.RestartCount,
 		State: stateJSON{
-			Status: string(k.State()), Running: k.Status == engine.Running, Paused: k.Paused, Dead: k.Status == engine.Dead,
+			Status: string(k.State()), Running: k.Status == engine.Running || k.Status == engine.Restarting,
+			Restarting: k.Status == engine.Restarting, Paused: k.Paused, Dead: k.Status == engine.Dead,
 			StartedAt: stamp(k.StartedAt), FinishedAt: stamp(time.Time{}),
 		},
 	}
 	if j.State.Running {
 		j.State.Pid = k.Pid
 	}
-	if x := k.Exit; x != nil && !j.State.Running {
+	if x := k.Exit; x != nil && k.Status != engine.Running {
 		j.State.ExitCode, j.State.OOMKilled, j.State.Error = x.Code, x.OOMKilled, x.Error
 		j.State.StartedAt, j.State.FinishedAt = stamp(x.StartedAt), stamp(x.FinishedAt)
 	}
@@ -321,6 +328,10 @@ func inspectHost(k *engine.Container) hostConfigJSON {
 		ShmSize: c.ShmSize, Sysctls: c.Sysctls, Runtime: "onggi-runtime", CpuShares: c.CPUShares, Memory: c.Memory,
 		MemorySwap: c.MemorySwap, NanoCpus: c.NanoCPUs, CpusetCpus: c.CpusetCpus, Devices: []deviceJSON{},
 		PidsLimit: c.PidsLimit, Ulimits: []ulimitJSON{}, Init: c.Init,
+		RestartPolicy: restartJSON{"no", 0},
+	}
+	if c.Restart.Restarts() {
+		h.RestartPolicy = restartJSON{c.Restart.Name, c.Restart.Max}
 	}
 	if h.ShmSize == 0 {
 		h.ShmSize = spec.DefaultShmSize

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -297,6 +299,22 @@ func TestProgressLines(t *testing.T) {
 	for s, want := range map[float64]string{0: "0s left", 59: "59s left", 125: "2m05s left", 3720: "1h02m left", 1e9: "days left"} {
 		if got := timeLeft(s); got != want {
 			t.Errorf("timeLeft(%v) = %q, want %q", s, got, want)
+		}
+	}
+}
+
+// TestShippedUnit keeps the unit that make install installs equal to what system unit prints.
+func TestShippedUnit(t *testing.T) {
+	b, err := os.ReadFile("../systemd/onggi-resume.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf(unitText, "/usr/local/bin/onggi"); string(b) != want {
+		t.Errorf("got\n%s\nwant\n%s", b, want)
+	}
+	for in, want := range map[string]string{"/a": "/a", "/a b": `"/a b"`, `/a"%$\`: `"/a\"%%$$\\"`} {
+		if got := unitQuote(in); got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
 		}
 	}
 }

@@ -117,6 +117,11 @@ func statusText(k *engine.Container, now time.Time) string {
 			up += " (Paused)"
 		}
 		return up
+	case engine.Restarting:
+		if k.Exit == nil {
+			return "Restarting"
+		}
+		return fmt.Sprintf("Restarting (%d) %s", k.Exit.Code, ago(k.Exit.FinishedAt, now))
 	case engine.Exited:
 		if k.Exit == nil {
 			return "Exited (unknown)"

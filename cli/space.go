@@ -21,6 +21,8 @@ func systemCommands() []command {
 		{"df", "Show what takes how much of the disk", groupHost, buildDf},
 		{"prune", "Remove what is not used", groupHost, buildSystemPrune},
 		{"check", "Read everything that is stored, name what is broken, repair it", groupHost, buildCheck},
+		{"resume", "Start what has to run after the host has started", groupHost, buildResume},
+		{"unit", "Print a systemd unit that calls resume", groupHost, buildUnit},
 		{"limits", "Show or set quota, reserve, and how long removals can be undone", groupHost, buildLimits},
 	}
 }

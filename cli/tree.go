@@ -75,6 +75,7 @@ func commands() []command {
 		{"info", "Describe this host and its store", groupHost, buildInfo},
 		{"completion", "Print a script that lets a shell complete commands and names", groupHost, buildCompletion},
 		{"version", "Print the version", groupHost, buildVersion},
+		{"container-restart", "Start a container that rests (called when its pause is over)", "", buildAgain},
 		{"container-cleanup", "Do what follows a container's exit (called by its monitor)", "", buildCleanup},
 	}
 }

@@ -156,6 +156,12 @@ func normalize(c Config) (Config, error) {
 	if len(c.Ports) > 0 && c.Network != "bridge" {
 		return c, invalid("--publish", "", "a port can only be published with --network bridge", "drop -p, or use the bridge")
 	}
+	if err := c.Restart.Check(); err != nil {
+		return c, err
+	}
+	if c.AutoRemove && c.Restart.Restarts() {
+		return c, invalid("--restart", c.Restart.Name, "it contradicts --rm: what is removed when it ends cannot be started again", "drop --rm or --restart")
+	}
 	if c.StopSignal != "" {
 		if _, err := spec.ParseSignal("--stop-signal", c.StopSignal); err != nil {
 			return c, err

@@ -17,9 +17,12 @@ type Config struct {
 	Image      string            `json:"image"` // as the user typed it
 	Platform   *ocispec.Platform `json:"platform,omitempty"`
 	AutoRemove bool              `json:"autoRemove,omitempty"`
-	Runtime    []string          `json:"runtime,omitempty"` // foreign OCI runtime
-	Log        monitor.LogConfig `json:"log"`
-	Pull       string            `json:"pull,omitempty"` // "missing" (default), "always", "never"
+	Restart    RestartPolicy     `json:"restart,omitzero"`
+	// OnUnhealthy is what happens when the health check fails: "" or "none", "restart", "stop".
+	OnUnhealthy string            `json:"onUnhealthy,omitempty"`
+	Runtime     []string          `json:"runtime,omitempty"` // foreign OCI runtime
+	Log         monitor.LogConfig `json:"log"`
+	Pull        string            `json:"pull,omitempty"` // "missing" (default), "always", "never"
 	// VolumesFrom are containers whose binds and volumes are added to Mounts: CONTAINER[:ro|:rw].
 	VolumesFrom []string `json:"volumesFrom,omitempty"`
 	// Build is the build that the container is a step of; "" for a user's container. List leaves steps out.
@@ -39,24 +42,28 @@ const (
 	Created  Status = "created"
 	Running  Status = "running"
 	Exited   Status = "exited"
-	Removing Status = "removing"
-	Dead     Status = "dead" // its monitor was killed
+	// Restarting is between two runs: it has ended, and its restart policy starts it again after a pause.
+	Restarting Status = "restarting"
+	Removing   Status = "removing"
+	Dead       Status = "dead" // its monitor was killed
 
 	Paused Status = "paused" // of Container.State only: a container that is paused runs
 )
 
 // Container is a container's record with its effective status.
 type Container struct {
-	ID        string              `json:"id"` // 64 hex digits
-	Config    Config              `json:"config"`
-	ImageID   digest.Digest       `json:"imageID"`
-	Created   time.Time           `json:"created"`
-	Status    Status              `json:"status"`
-	Paused    bool                `json:"paused,omitempty"` // it runs, and stands still
-	Pid       int                 `json:"pid,omitempty"`
-	StartedAt time.Time           `json:"startedAt,omitzero"`
-	Exit      *monitor.Exit       `json:"exit,omitempty"`
-	Network   *network.Attachment `json:"network,omitempty"`
+	ID      string        `json:"id"` // 64 hex digits
+	Config  Config        `json:"config"`
+	ImageID digest.Digest `json:"imageID"`
+	// RestartCount is how often the restart policy has started it since the user has.
+	RestartCount int                 `json:"restartCount,omitempty"`
+	Created      time.Time           `json:"created"`
+	Status       Status              `json:"status"`
+	Paused       bool                `json:"paused,omitempty"` // it runs, and stands still
+	Pid          int                 `json:"pid,omitempty"`
+	StartedAt    time.Time           `json:"startedAt,omitzero"`
+	Exit         *monitor.Exit       `json:"exit,omitempty"`
+	Network      *network.Attachment `json:"network,omitempty"`
 	// Command is the effective command line (entrypoint and arguments).
 	Command  []string          `json:"command,omitempty"`
 	Warnings []string          `json:"warnings,omitempty"`

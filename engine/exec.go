@@ -37,6 +37,9 @@ func (e *Engine) ExecCommand(ctx context.Context, idOrName string, c ExecConfig)
 	if err != nil {
 		return nil, err
 	}
+	if r.Status == Restarting {
+		return nil, restingNow("exec in", idOrName)
+	}
 	if r.Status != Running {
 		return nil, notRunning("exec in", idOrName)
 	}
@@ -180,7 +183,9 @@ func (e *Engine) Logs(ctx context.Context, idOrName string, o LogOptions, stdout
 
 // List returns the containers, newest first; without all only running ones.
 func (e *Engine) List(all bool) ([]*Container, error) {
-	return e.list(func(r *record) bool { return r.Config.Build == "" && (all || r.Status == Running) })
+	return e.list(func(r *record) bool {
+		return r.Config.Build == "" && (all || r.Status == Running || r.Status == Restarting)
+	})
 }
 
 func (e *Engine) list(want func(*record) bool) ([]*Container, error) {

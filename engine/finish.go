@@ -53,7 +53,7 @@ func (h *held) cleanup(ctx context.Context) error {
 	e, r := h.e, h.rec
 	recorded := r.Status
 	switch e.effective(r); r.Status {
-	case Running:
+	case Running, Restarting:
 		return nil
 	case Created, Exited:
 		if recorded != Running && exists(e.runDir(r.ID)) || exists(e.runtimeDir(r.ID)) {
@@ -78,10 +78,19 @@ func (h *held) cleanup(ctx context.Context) error {
 		}
 		return h.remove(ctx, true)
 	}
+	if recorded == Running && r.wantsRestart() && !r.Interrupted {
+		if err := h.rest(); err != nil {
+			return err
+		}
+		return errors.Join(h.tidy(ctx), h.wake(r.Rest)) // a start tidies as well
+	}
 	if recorded == Running {
 		if err := h.tidy(ctx); err != nil {
 			return err
 		}
+		return h.write(false)
+	}
+	if recorded == Restarting && r.Status == Exited {
 		return h.write(false)
 	}
 	return h.tidy(ctx)
@@ -165,6 +174,9 @@ func (e *Engine) Client(ctx context.Context, idOrName string) (*monitor.Client, 
 }
 
 func (e *Engine) dial(ctx context.Context, r *record, op, name string) (*monitor.Client, error) {
+	if r.Status == Restarting {
+		return nil, restingNow(op, name)
+	}
 	if r.Status != Running {
 		return nil, notRunning(op, name)
 	}
@@ -173,6 +185,13 @@ func (e *Engine) dial(ctx context.Context, r *record, op, name string) (*monitor
 		return nil, notRunning(op, name)
 	}
 	return c, err
+}
+
+func restingNow(op, name string) error {
+	return &errdefs.Error{
+		Op: op, What: "container " + name, Kind: errdefs.Conflict, Why: "it is restarting: it has ended, and rests before it is started again",
+		Fix: "wait until it runs, start it at once (onggi start " + name + "), or see why it ends: onggi logs " + name,
+	}
 }
 
 func notRunning(op, name string) error {
@@ -185,6 +204,14 @@ func (e *Engine) Wait(ctx context.Context, idOrName string) (*monitor.Exit, erro
 		r, err := e.get(idOrName)
 		if err != nil {
 			return nil, err
+		}
+		if r.Status == Restarting { // its next end is waited for
+			select {
+			case <-time.After(20 * time.Millisecond):
+				continue
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
 		}
 		if r.Status != Running {
 			if r.Exit == nil {
@@ -231,6 +258,9 @@ func (e *Engine) Stop(ctx context.Context, idOrName string, timeout *time.Durati
 func (e *Engine) StopWith(ctx context.Context, idOrName string, o StopOptions) error {
 	r, err := e.get(idOrName)
 	if err != nil {
+		return err
+	}
+	if rested, err := e.intend(ctx, r); err != nil || rested {
 		return err
 	}
 	if r.Status != Dead {
@@ -330,6 +360,11 @@ func (e *Engine) Kill(ctx context.Context, idOrName string, sig int) error {
 	r, err := e.get(idOrName)
 	if err != nil {
 		return err
+	}
+	if r.ends(sig) {
+		if rested, err := e.intend(ctx, r); err != nil || rested {
+			return err
+		}
 	}
 	c, err := e.dial(ctx, r, "kill", idOrName)
 	if err != nil {

@@ -86,6 +86,8 @@ func testCLI(options string, args []string) int {
 	switch args[0] {
 	case "container-cleanup":
 		err = e.Cleanup(ctx, args[1])
+	case "container-restart":
+		err = e.Again(ctx, args[1])
 	case "sweep":
 		err = e.Sweep(ctx)
 	case "discard":

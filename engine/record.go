@@ -28,6 +28,12 @@ type record struct {
 	// Anonymous are the volumes that die with the container (rm -v, --rm). They are named here before they are made.
 	Anonymous  []string `json:"anonymous,omitempty"`
 	CgroupPath string   `json:"cgroupPath"`
+	// Stopped: the user wanted it not to run any more; a start by the user takes it back.
+	Stopped bool `json:"stopped,omitempty"`
+	// Rest is how long the last pause before a restart was (policy.go).
+	Rest time.Duration `json:"rest,omitempty"`
+	// Interrupted: it ran, or rested, when the host went down.
+	Interrupted bool `json:"interrupted,omitempty"`
 
 	lost bool // effective: it has ended, and no monitor has seen how
 }
@@ -437,6 +443,9 @@ func readAll(f *os.File, what string, limit int64) ([]byte, error) {
 // effective turns the recorded status into what is true now.
 func (e *Engine) effective(r *record) {
 	r.Paused = false
+	if r.Status == Restarting && !exists(e.restsPath(r.ID)) {
+		r.Status, r.Interrupted = Exited, true // a reboot has taken the file
+	}
 	if r.Status != Running {
 		return
 	}
@@ -451,7 +460,7 @@ func (e *Engine) effective(r *record) {
 	default:
 		r.Pid, r.lost = 0, true
 		if _, err := os.Stat(run); errors.Is(err, fs.ErrNotExist) {
-			r.Status = Exited
+			r.Status, r.Interrupted = Exited, true
 			r.Exit = &monitor.Exit{Code: 255, StartedAt: r.StartedAt, Error: "the host was restarted while the container ran"}
 		} else {
 			r.Status = Dead
@@ -642,7 +651,7 @@ func (h *held) settle() error { return ignoreMissing(os.Remove(h.e.pendingPath(h
 // erase removes the record's files and directory, the record itself last but the directory.
 func (h *held) erase() error {
 	_ = h.settleWrite() // its file is removed below
-	if err := h.releaseName(); err != nil {
+	if err := errors.Join(h.releaseName(), h.calm()); err != nil {
 		return err
 	}
 	names, err := h.dir.Readdirnames(-1)

@@ -29,6 +29,12 @@ func (e *Engine) Remove(ctx context.Context, idOrName string, force, volumes boo
 			Fix: fmt.Sprintf("let it go on and stop it (onggi stop %s), or: onggi rm -f %s", idOrName, idOrName),
 		}
 	}
+	if h.rec.Status == Restarting && !force {
+		return &errdefs.Error{
+			Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is restarting",
+			Fix: fmt.Sprintf("stop it first (onggi stop %s), or: onggi rm -f %s", idOrName, idOrName),
+		}
+	}
 	if h.rec.Status == Running && !force {
 		return &errdefs.Error{
 			Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is running",

@@ -64,6 +64,7 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 		if err := h.bury(ctx); err != nil {
 			return nil, err
 		}
+	case Restarting: // now rather than later
 	case Running:
 		if h.rec.Paused {
 			return nil, paused("start", idOrName)
@@ -74,6 +75,9 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 			Op: "start", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is in state " + string(h.rec.Status),
 			Fix: "remove it: onggi rm -f " + idOrName,
 		}
+	}
+	if err := h.chosen(); err != nil {
+		return nil, err
 	}
 	steps := undo.New("run")
 	defer steps.Undo(&err)
@@ -498,7 +502,10 @@ func resolveUser(tree *view, user string, groupAdd []string) (uid, gid uint32, m
 }
 
 // cleanupCommand is what the monitor runs after the exit.
-func (e *Engine) cleanupCommand(id string) []string {
+func (e *Engine) cleanupCommand(id string) []string { return e.selfCommand("container-cleanup", id) }
+
+// selfCommand is the command line that runs onggi on the same roots; nil when its file cannot be found.
+func (e *Engine) selfCommand(args ...string) []string {
 	self := e.o.Self
 	if len(self) == 0 {
 		exe, err := os.Executable()
@@ -507,7 +514,7 @@ func (e *Engine) cleanupCommand(id string) []string {
 		}
 		self = []string{exe, "--root", e.o.Root, "--run-root", e.o.RunRoot}
 	}
-	return append(append([]string{}, self...), "container-cleanup", id)
+	return append(append([]string{}, self...), args...)
 }
 
 // detach gives the container's addresses and ports back.

@@ -17,6 +17,7 @@ import (
 func (e *Engine) sweepInterrupted(ctx context.Context) {
 	found := e.sweepPending(ctx)
 	found = e.sweepEnded(ctx) || found
+	found = e.sweepRests() || found
 	if found {
 		_ = e.sweepVolumeStore()
 	}

@@ -127,7 +127,7 @@ func (e *Engine) DiscardContainer(ctx context.Context, idOrName string, to *Remo
 	}
 	defer h.unlock()
 	e.effective(h.rec)
-	if h.rec.Status == Running {
+	if h.rec.Status == Running || h.rec.Status == Restarting {
 		return &errdefs.Error{Op: "remove", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is running"}
 	}
 	if h.rec.Status == Creating || h.rec.Status == Removing || e.isPassing(h.rec.ID) {

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
@@ -95,7 +96,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"begin": clients.begin, "signal": clients.signal, "shows": clients.shows, "finish": clients.finish,
-			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "registry": scriptRegistry, "nothing": scriptNothing,
+			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "registry": scriptRegistry, "nothing": scriptNothing, "reboot": scriptReboot,
 		},
 	})
 }
@@ -381,6 +382,66 @@ func (s *screen) drain() {
 }
 
 // scriptNothing looks for what a store's containers may have left. What ends in the background gets its time.
+// scriptReboot does to the store what a reboot of the host does: no process is left, and the run root is empty. What the
+// kernel has of networks stays, so the containers have none.
+func scriptReboot(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: reboot")
+	}
+	run := ts.Getenv("ONGGI_RUN_ROOT")
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		left := 0
+		processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		ts.Check(err)
+		for _, p := range processes {
+			if b, err := os.ReadFile(p); err != nil || !bytes.Contains(b, []byte(run+"/")) {
+				continue
+			}
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p))); err == nil {
+				_ = unix.Kill(pid, unix.SIGKILL)
+				left++
+			}
+		}
+		monitors, err := filepath.Glob(run + "/containers/*/monitor.lock")
+		ts.Check(err)
+		for _, m := range monitors {
+			if monitor.Alive(filepath.Dir(m)) {
+				left++
+				killMonitor(ts, filepath.Base(filepath.Dir(m)))
+			}
+		}
+		if left == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("%d processes are left", left)
+		}
+	}
+	states, err := filepath.Glob(run + "/runtime/*")
+	ts.Check(err)
+	for _, s := range states {
+		out, err := exec.Command(filepath.Join(bin, "onggi-runtime"), "--root", run+"/runtime", "delete", "--force", filepath.Base(s)).CombinedOutput()
+		if err != nil {
+			ts.Fatalf("delete: %v: %s", err, out)
+		}
+	}
+	ts.Check(os.RemoveAll(run))
+}
+
+// killMonitor kills the monitor of a container: after a second its command line is only "monitor --resume N ID".
+func killMonitor(ts *testscript.TestScript, id string) {
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	ts.Check(err)
+	for _, p := range processes {
+		if b, err := os.ReadFile(p); err != nil || !bytes.Contains(b, []byte("onggi-runtime\x00monitor\x00")) || !bytes.Contains(b, []byte(id)) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p))); err == nil {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+}
+
 func scriptNothing(ts *testscript.TestScript, neg bool, args []string) {
 	root, run := ts.Getenv("ONGGI_ROOT"), ts.Getenv("ONGGI_RUN_ROOT")
 	var found []string
@@ -389,6 +450,7 @@ func scriptNothing(ts *testscript.TestScript, neg bool, args []string) {
 		for _, dir := range []string{
 			filepath.Join(root, "containers"), filepath.Join(root, "names"), filepath.Join(root, "snapshots", "containers"),
 			filepath.Join(run, "containers"), filepath.Join(run, "pending"), filepath.Join(run, "runtime"),
+			filepath.Join(run, "restarts"),
 		} {
 			entries, _ := os.ReadDir(dir)
 			for _, e := range entries {

@@ -13,12 +13,15 @@ func init() { more["monitor"] = monitorCommand }
 
 // monitorCommand is a container's parent (package monitor). It is not for people: engines start it.
 //
-//	onggi-runtime monitor --config PATH | --resume FD ID
+//	onggi-runtime monitor --config PATH | --resume FD ID | --sleep PATH MILLISECONDS COMMAND...
 func monitorCommand(args []string) int {
 	if len(args) >= 2 && args[0] == "--resume" { // the id behind it is for people who look at ps
 		if fd, err := strconv.Atoi(args[1]); err == nil {
 			return monitor.Resume(fd, adopt)
 		}
+	}
+	if len(args) >= 1 && args[0] == "--sleep" {
+		return monitor.Sleep(args[1:])
 	}
 	if len(args) != 2 || args[0] != "--config" {
 		_, _ = os.Stderr.WriteString("onggi-runtime: monitor is started by the engine, with --config PATH\n")

@@ -61,6 +61,8 @@ type Exit struct {
 	StartedAt  time.Time `json:"startedAt"`
 	FinishedAt time.Time `json:"finishedAt"`
 	Error      string    `json:"error,omitempty"` // why it never started; then StartedAt is zero
+	// Unhealthy is what was done because the health check failed: "restart" or "stop" have ended it.
+	Unhealthy string `json:"unhealthy,omitempty"`
 	// Warnings are what went wrong while the container ran or ended without stopping it: a log that could not be
 	// written, a state that could not be deleted.
 	Warnings []string `json:"warnings,omitempty"`

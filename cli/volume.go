@@ -19,6 +19,9 @@ func volumeCommands() []command {
 		{"ls", "List volumes", groupData, buildVolumeLs},
 		{"inspect", "Print all that is known about volumes", groupData, buildVolumeInspect},
 		{"rm", "Remove volumes", groupData, buildVolumeRm},
+		{"snapshot", "Make a volume with what another one holds now", groupData, buildVolumeSnapshot},
+		{"export", "Write what a volume holds as a tar archive", groupData, buildVolumeExport},
+		{"import", "Make a volume of a tar archive", groupData, buildVolumeImport},
 		{"prune", "Remove volumes that no container uses", groupData, buildVolumePrune},
 	}
 }

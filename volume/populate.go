@@ -67,34 +67,8 @@ func (s *Store) Populate(v *Volume, src int) (err error) {
 	if empty, err := isEmpty(dir, dataDir); err != nil {
 		return err
 	} else if empty {
-		if err := u.Do("copy", func() (err error) {
-			if err := pathrs.RemoveAll(dir, stagingDir); err != nil { // of a process that was killed here
-				return err
-			}
-			if err := unix.Mkdirat(int(dir.Fd()), stagingDir, 0o700); err != nil {
-				return err
-			}
-			defer func() {
-				if err != nil {
-					err = errors.Join(err, pathrs.RemoveAll(dir, stagingDir))
-				}
-			}()
-			to, err := openDir(int(dir.Fd()), stagingDir, 0)
-			if err != nil {
-				return err
-			}
-			defer to.Close()
-			c := &copier{root: to, links: map[inode]string{}}
-			if err := c.directory(from, to, ""); err != nil {
-				return err
-			}
-			if err := c.finish(from, to); err != nil {
-				return err
-			}
-			if s.volatile {
-				return nil
-			}
-			return unix.Syncfs(int(to.Fd()))
+		if err := u.Do("copy", func() error {
+			return s.stage(dir, now.Project, func(to *os.File) error { return Copy(to, int(from.Fd())) })
 		}, func() error { return pathrs.RemoveAll(dir, stagingDir) }); err != nil {
 			return err
 		}
@@ -141,11 +115,7 @@ func Fill(dst, src int) (err error) {
 			err = errors.Join(err, removeIn(to))
 		}
 	}()
-	c := &copier{root: to, links: map[inode]string{}}
-	if err := c.directory(from, to, ""); err != nil {
-		return err
-	}
-	return c.finish(from, to)
+	return Copy(to, int(from.Fd()))
 }
 
 // removeIn removes what is in a directory.
@@ -283,7 +253,7 @@ func (c *copier) entry(from, to *os.File, name, path string) (err error) {
 		}
 		dst := os.NewFile(uintptr(out), path)
 		defer dst.Close()
-		if _, err := io.Copy(dst, in); err != nil {
+		if err := copyContent(dst, in); err != nil {
 			return fail(err)
 		}
 		return fail(c.finish(src, dst))

@@ -271,12 +271,26 @@ func (s *Store) Trashed(removal, name string) (*Volume, error) {
 	return readRecord(filepath.Join(s.removalDir(removal), name), name)
 }
 
-// discard removes a tree that containers wrote, by handles. name may have two components.
+// discard removes a tree that containers wrote, by handles, and the bounds of the volumes that it was. name may have two
+// components.
 func (s *Store) discard(name string) error {
 	d, err := pathrs.OpenRoot(filepath.Join(s.dir, filepath.Dir(name)))
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return pathrs.RemoveAll(d, filepath.Base(name))
+	path := filepath.Join(s.dir, name)
+	projects := []uint32{project(path)}
+	if entries, err := os.ReadDir(path); err == nil { // a removal of several
+		for _, e := range entries {
+			projects = append(projects, project(filepath.Join(path, e.Name())))
+		}
+	}
+	if err := pathrs.RemoveAll(d, filepath.Base(name)); err != nil {
+		return err
+	}
+	for _, p := range projects {
+		s.release(p)
+	}
+	return nil
 }

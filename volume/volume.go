@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
@@ -69,7 +70,9 @@ type Volume struct {
 	Anonymous bool              `json:"anonymous,omitempty"`
 	// Options are those of the driver local (MountOf, SizeOf).
 	Options map[string]string `json:"options,omitempty"`
-	Created time.Time         `json:"created"`
+	// Project is the file system's project id of a volume with option size; 0 without.
+	Project uint32    `json:"project,omitempty"`
+	Created time.Time `json:"created"`
 	// Fresh: nothing has been mounted from it yet, so the image's content at the mount point is still to be copied in.
 	Fresh bool `json:"fresh,omitempty"`
 	// Volatile: it was made for a container that dies with it and syncs nothing; without that container it is litter.
@@ -190,7 +193,7 @@ func (s *Store) ensure(v *Volume) (*Volume, error) {
 	if err == nil || !errdefs.Is(err, errdefs.NotFound) {
 		return there, err
 	}
-	v.Labels, v.Created, v.Fresh, v.Volatile = maps.Clone(v.Labels), time.Now().UTC(), true, s.volatile
+	v.Labels, v.Created, v.Fresh, v.Volatile = maps.Clone(v.Labels), now(), true, s.volatile
 	err = s.make(v)
 	if errors.Is(err, fs.ErrExist) { // another process was faster
 		return s.Get(v.Name)
@@ -202,8 +205,15 @@ func (s *Store) ensure(v *Volume) (*Volume, error) {
 	return v, nil
 }
 
+// now is the time of records: UTC, without Go's monotonic part.
+func now() time.Time { return time.Now().UTC().Round(0) }
+
 // make puts the volume in place: built aside, synced, renamed, and the store's directory synced.
-func (s *Store) make(v *Volume) (err error) {
+func (s *Store) make(v *Volume) error { return s.makeWith(v, nil) }
+
+// makeWith is make with what fill writes into the data's directory, however long that takes: the volume's own lock, which
+// it has from then on, tells Sweep that it is not litter.
+func (s *Store) makeWith(v *Volume, fill func(*os.File) error) (err error) {
 	id, err := randomHex(8)
 	if err != nil {
 		return err
@@ -220,7 +230,7 @@ func (s *Store) make(v *Volume) (err error) {
 		err := os.Mkdir(aside, 0o700)
 		if err == nil {
 			// docker's mode, with which a process of any id may enter the volume's root.
-			if err = makeData(filepath.Join(aside, dataDir)); err != nil {
+			if err = s.makeData(filepath.Join(aside, dataDir), v); err != nil {
 				err = errors.Join(err, os.RemoveAll(aside))
 			}
 		}
@@ -231,6 +241,30 @@ func (s *Store) make(v *Volume) (err error) {
 	if err := u.Do("record", func() error { return s.writeRecord(aside, v) }, nil); err != nil {
 		return err
 	}
+	if fill != nil {
+		own, err := lock(filepath.Join(aside, lockFile))
+		if err != nil {
+			return err
+		}
+		defer own()
+		unlock()
+		if err := u.Do("fill", func() error {
+			d, err := os.Open(filepath.Join(aside, dataDir))
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			if err := fill(d); err != nil || s.volatile {
+				return err
+			}
+			if err := unix.Syncfs(int(d.Fd())); err != nil {
+				return err
+			}
+			return fits(d, v.Project)
+		}, nil); err != nil {
+			return err
+		}
+	}
 	final := filepath.Join(s.dir, v.Name)
 	if err := u.Do("rename", func() error {
 		return unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, final, unix.RENAME_NOREPLACE)
@@ -240,11 +274,22 @@ func (s *Store) make(v *Volume) (err error) {
 	return u.Do("sync", func() error { return s.syncDir(s.dir) }, nil)
 }
 
-func makeData(path string) error {
+// makeData makes the directory of the data, bounded if the volume has a size.
+func (s *Store) makeData(path string, v *Volume) error {
+	size, err := SizeOf(v.Options)
+	if err != nil {
+		return err
+	}
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o755) // whatever the umask is
+	if err := os.Chmod(path, 0o755); err != nil || size == 0 { // whatever the umask is
+		return err
+	}
+	if v.Project, err = s.newProject(); err != nil {
+		return err
+	}
+	return limit(path, v.Project, size)
 }
 
 // Get returns the volume, or NotFound.
@@ -359,6 +404,16 @@ func (s *Store) Remove(name string) (err error) {
 	return u.Do("data", func() error { return s.discard(gonePrefix + id) }, nil)
 }
 
+// project returns the project id of the volume in dir, 0 when it has none or its record cannot be read.
+func project(dir string) uint32 {
+	v := &Volume{}
+	b, err := readBounded(filepath.Join(dir, recordFile), maxRecord)
+	if err != nil || json.Unmarshal(b, v) != nil {
+		return 0
+	}
+	return v.Project
+}
+
 // Sweep removes what killed processes left of volumes that they were making or removing.
 func (s *Store) Sweep() error {
 	// Everything that is made is made under this lock, so that a hidden volume seen now belongs to nobody, or is being
@@ -374,6 +429,9 @@ func (s *Store) Sweep() error {
 	}
 	var errs []error
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), newPrefix) && s.busy(e.Name()) {
+			continue
+		}
 		if strings.HasPrefix(e.Name(), newPrefix) || strings.HasPrefix(e.Name(), gonePrefix) {
 			errs = append(errs, s.discard(e.Name()))
 		}
@@ -382,6 +440,16 @@ func (s *Store) Sweep() error {
 		return &errdefs.Error{Op: "sweep the volumes", Kind: errdefs.KindOf(err), Err: err}
 	}
 	return nil
+}
+
+// busy reports whether somebody is filling the volume that is being made in name.
+func (s *Store) busy(name string) bool {
+	fd, err := unix.Open(filepath.Join(s.dir, name, lockFile), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd) //nolint:errcheck // gives the lock back
+	return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK
 }
 
 // lockVolume takes the volume's own lock. NotFound when the volume is not there, or went while we waited.
@@ -408,7 +476,7 @@ func (s *Store) lockVolume(name string) (unlock func(), err error) {
 	}
 }
 
-// lock takes an flock. The returned function gives it back.
+// lock takes an flock. The returned function gives it back, once.
 func lock(path string) (unlock func(), err error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -417,7 +485,7 @@ func lock(path string) (unlock func(), err error) {
 	for {
 		switch err := unix.Flock(fd, unix.LOCK_EX); err {
 		case nil:
-			return func() { _ = unix.Close(fd) }, nil
+			return sync.OnceFunc(func() { _ = unix.Close(fd) }), nil
 		case unix.EINTR:
 		default:
 			_ = unix.Close(fd)

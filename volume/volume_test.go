@@ -413,7 +413,9 @@ func TestKilledAnywhere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		v, err := s.Ensure("data", nil)
+		err = s.Remove("data") // a fault may have left one that is full
+		v, cerr := s.Ensure("data", nil)
+		err = errors.Join(err, cerr)
 		if err == nil {
 			err = populate(t, s, v, os.Getenv("ONGGI_VOLUME_SOURCE"), unix.O_PATH)
 		}
@@ -438,6 +440,22 @@ func TestKilledAnywhere(t *testing.T) {
 		}
 		if err == nil {
 			err = s.EmptyTrash(func(*Trash) bool { return true })
+		}
+		from, oerr := os.Open(os.Getenv("ONGGI_VOLUME_SOURCE"))
+		if oerr != nil {
+			t.Fatal(oerr)
+		}
+		fill := func(dst *os.File) error { return Copy(dst, int(from.Fd())) }
+		for _, before := range []bool{false, true} { // a new one, and one that is here and empty
+			if err == nil && before {
+				_, err = s.Create("data", "", nil, nil)
+			}
+			if err == nil {
+				_, err = s.CreateFrom("data", nil, nil, fill)
+			}
+			if err == nil {
+				err = s.Remove("data")
+			}
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -465,11 +483,15 @@ func TestKilledAnywhere(t *testing.T) {
 	steps := strings.Fields(string(list))
 	slices.Sort(steps)
 	steps = slices.Compact(steps)
-	if len(steps) < 14 {
+	if len(steps) < 18 {
 		t.Fatalf("steps: %v; want those of make, populate, remove, discard, restore and empty", steps)
 	}
-	for _, step := range steps {
-		for _, how := range []string{step + "=error", step + "@after=error", step + "=kill", step + "@after=kill"} {
+	for i, step := range steps {
+		hows := []string{step + "=error", step + "@after=kill"}
+		if i%2 == 1 {
+			hows = []string{step + "=kill", step + "@after=error"}
+		}
+		for _, how := range hows {
 			dir := t.TempDir()
 			if err := try(dir, "ONGGI_FAULT="+how); err == nil {
 				t.Errorf("%s: the process ended well", how)
@@ -502,7 +524,7 @@ func TestKilledAnywhere(t *testing.T) {
 			}
 			for _, v := range list { // whatever is there is whole: empty and fresh, or full
 				got := entries(t, v.Path)
-				if got != "" && got != "attrs dangling fifo hard null setuid sub" || got == "" && !v.Fresh {
+				if got != "" && got != "attrs dangling fifo hard null setuid sub" || got == "" && !v.Fresh && !strings.HasPrefix(step, "volume.fill") {
 					t.Errorf("%s: half a volume: %q, fresh %v", how, got, v.Fresh)
 				}
 			}
@@ -595,5 +617,94 @@ func TestFill(t *testing.T) {
 	disk := small(t, "150k")
 	if err := fillFrom(disk); !errdefs.Is(err, errdefs.NoSpace) || entries(t, disk) != "" {
 		t.Errorf("a full disk: %v: %s is left", err, entries(t, disk))
+	}
+}
+
+// TestCreateFrom fills new and empty volumes, and no others; holes stay holes.
+func TestCreateFrom(t *testing.T) {
+	s := newStore(t)
+	src := image(t)
+	big, err := os.Create(filepath.Join(src, "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer big.Close()
+	if _, err := big.WriteAt([]byte("end"), 10<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := big.Truncate(20 << 20); err != nil {
+		t.Fatal(err)
+	}
+	from, err := os.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	fill := func(dst *os.File) error { return Copy(dst, int(from.Fd())) }
+	v, err := s.CreateFrom("data", map[string]string{"a": "b"}, nil, fill)
+	if err != nil || v.Fresh || v.Labels["a"] != "b" {
+		t.Fatal(v, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(v.Path, "sparse"), &st); err != nil || st.Size != 20<<20 || st.Blocks*512 > 1<<20 {
+		t.Errorf("a file with holes: %d bytes in %d blocks, %v", st.Size, st.Blocks, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(v.Path, "sparse")); err != nil || string(b[10<<20:10<<20+3]) != "end" {
+		t.Errorf("its content is another one: %v", err)
+	}
+	if _, err := s.CreateFrom("data", nil, nil, fill); !errdefs.Is(err, errdefs.AlreadyExists) {
+		t.Errorf("a volume with content: %v, want already exists", err)
+	}
+	ensure(t, s, "empty")
+	if v, err := s.CreateFrom("empty", nil, nil, fill); err != nil || v.Fresh || entries(t, filepath.Join(s.dir, "empty", dataDir)) != "attrs dangling fifo hard null setuid sparse sub" {
+		t.Errorf("an empty volume: %+v, %v", v, err)
+	}
+	for _, name := range []string{"new", "empty2"} {
+		if name == "empty2" {
+			ensure(t, s, name)
+		}
+		_, err := s.CreateFrom(name, nil, nil, func(dst *os.File) error {
+			if err := os.WriteFile(filepath.Join("/proc/self/fd", fmt.Sprint(dst.Fd()), "half"), nil, 0o600); err != nil {
+				t.Error(err)
+			}
+			// A sweep beside it takes nothing away.
+			if err := s.Sweep(); err != nil {
+				t.Error(err)
+			}
+			if _, err := dst.Stat(); err != nil {
+				t.Error(err)
+			}
+			return unix.ENOSPC
+		})
+		if !errdefs.Is(err, errdefs.NoSpace) {
+			t.Errorf("%s: got %v, want no space", name, err)
+		}
+	}
+	if got := entries(t, s.dir) + entries(t, filepath.Join(s.dir, "empty2", dataDir)); got != "data empty empty2 lock" {
+		t.Errorf("left: %s", got)
+	}
+	if _, err := s.CreateFrom("odd", nil, map[string]string{"type": "tmpfs", "device": "x"}, fill); !errdefs.Is(err, errdefs.InvalidArgument) {
+		t.Errorf("mounted from elsewhere: %v", err)
+	}
+}
+
+// TestSweepLeavesWhatIsBeingFilled: the volume is there afterwards.
+func TestSweepLeavesWhatIsBeingFilled(t *testing.T) {
+	s := newStore(t)
+	if _, err := s.CreateFrom("data", nil, nil, func(dst *os.File) error {
+		if err := s.Sweep(); err != nil {
+			return err
+		}
+		ensure(t, s, "other") // the store is not locked meanwhile
+		fd, err := unix.Openat(int(dst.Fd()), "file", unix.O_CREAT|unix.O_WRONLY, 0o600)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, s.dir) + " " + entries(t, filepath.Join(s.dir, "data", dataDir)); got != "data lock other file" {
+		t.Errorf("there: %s", got)
 	}
 }

@@ -18,7 +18,10 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: build ## build and run the main job: onggi/hello, a container that explains itself (needs root)
+run: build ## build onggi/hello from its Dockerfile by onggi, and run it: a container that explains itself (needs root)
+	@mkdir -p .cache/hello
+	@$(GOBUILD) -o .cache/hello/hello ./cmd/onggi-hello
+	@scripts/as-root bin/onggi build -t onggi/hello -f cmd/onggi-hello/Dockerfile --build-arg VERSION=$(VERSION) .cache/hello
 	@scripts/as-root bin/onggi run --rm --timing onggi/hello
 
 .PHONY: build

@@ -23,6 +23,8 @@ type containerFlags struct {
 	shmSize, network, stopSignal, stopTimeout, pull, platform, runtime   string
 	logDriver, cidfile, volumeDriver, restart                            string
 	interactive, tty, rm, readOnly, privileged, init, quiet              bool
+
+	more moreFlags
 }
 
 // register defines the flags. Values in backquotes are the names of the values in the help text.
@@ -86,6 +88,7 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 	text(&f.logDriver, "log-driver", "", "keep the log with `driver` local or none (default local)")
 	list(&f.logOpt, "log-opt", "", "log `key=value`: max-size (default 10m), max-file (default 3)")
 	text(&f.runtime, "runtime", "", "use another OCI runtime: its `path` (such as /usr/bin/runc)")
+	f.more.register(fs)
 	text(&f.cidfile, "cidfile", "", "write the container's id to a new `file`")
 
 	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
@@ -192,7 +195,7 @@ func (f *containerFlags) config(image string, args []string, given func(string) 
 		return c, err
 	}
 	for _, step := range []func(*engine.Config, func(string) bool) error{
-		f.environment, f.limits, f.files, f.security, f.connect, f.life,
+		f.environment, f.limits, f.files, f.security, f.connect, f.life, f.more.into,
 	} {
 		if err := step(&c, given); err != nil {
 			return c, err

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
+	"github.com/onggi/onggi/network"
 	"github.com/onggi/onggi/reference"
 	"github.com/onggi/onggi/spec"
 	"github.com/onggi/onggi/volume"
@@ -181,10 +183,28 @@ type hostConfigJSON struct {
 	MemorySwap     int64
 	NanoCpus       int64
 	CpusetCpus     string
-	Devices        []deviceJSON
-	PidsLimit      int64
-	Ulimits        []ulimitJSON
-	Init           bool
+	CpusetMems     string
+	CpuPeriod      int64
+	CpuQuota       int64
+	BlkioWeight    uint16
+
+	CpuRealtimePeriod                                                                  int64
+	CpuRealtimeRuntime                                                                 int64
+	MemoryReservation                                                                  int64
+	MemorySwappiness                                                                   *uint64
+	OomKillDisable                                                                     bool
+	DeviceCgroupRules                                                                  []string
+	BlkioWeightDevice                                                                  []weightJSON
+	BlkioDeviceReadBps, BlkioDeviceWriteBps, BlkioDeviceReadIOps, BlkioDeviceWriteIOps []rateJSON
+
+	CgroupParent, CgroupnsMode, IpcMode, PidMode, UTSMode, UsernsMode string
+	Annotations                                                       map[string]string `json:",omitempty"`
+	PublishAllPorts                                                   bool
+
+	Devices   []deviceJSON
+	PidsLimit int64
+	Ulimits   []ulimitJSON
+	Init      bool
 }
 
 type restartJSON struct {
@@ -208,6 +228,16 @@ type deviceJSON struct {
 	CgroupPermissions string
 }
 
+type weightJSON struct {
+	Path   string
+	Weight uint64
+}
+
+type rateJSON struct {
+	Path string
+	Rate uint64
+}
+
 type ulimitJSON struct {
 	Name string
 	Hard int64
@@ -227,6 +257,7 @@ type mountJSON struct {
 
 type configJSON struct {
 	Hostname     string
+	Domainname   string
 	User         string
 	ExposedPorts map[string]struct{} `json:",omitempty"`
 	Tty          bool
@@ -333,6 +364,26 @@ func inspectHost(k *engine.Container) hostConfigJSON {
 	if c.Restart.Restarts() {
 		h.RestartPolicy = restartJSON{c.Restart.Name, c.Restart.Max}
 	}
+	h.CpusetMems, h.CpuPeriod, h.CpuQuota, h.BlkioWeight = c.CpusetMems, c.CPUPeriod, c.CPUQuota, c.BlkioWeight
+	h.CpuRealtimePeriod, h.CpuRealtimeRuntime = c.CPURealtimePeriod, c.CPURealtimeRuntime
+	h.MemoryReservation, h.MemorySwappiness, h.OomKillDisable = c.MemoryReservation, c.MemorySwappiness, c.OomKillDisable
+	h.DeviceCgroupRules = c.DeviceRules
+	for _, d := range c.BlkioWeightDevice {
+		h.BlkioWeightDevice = append(h.BlkioWeightDevice, weightJSON{d.Path, d.Rate})
+	}
+	for _, x := range []struct {
+		from []spec.DeviceRate
+		to   *[]rateJSON
+	}{
+		{c.DeviceReadBps, &h.BlkioDeviceReadBps}, {c.DeviceWriteBps, &h.BlkioDeviceWriteBps}, {c.DeviceReadIOps, &h.BlkioDeviceReadIOps},
+		{c.DeviceWriteIOps, &h.BlkioDeviceWriteIOps},
+	} {
+		for _, d := range x.from {
+			*x.to = append(*x.to, rateJSON{d.Path, d.Rate})
+		}
+	}
+	h.CgroupParent, h.CgroupnsMode, h.IpcMode, h.PidMode, h.UTSMode = c.CgroupParent, c.CgroupNS, cmpOr(c.IPC, "private"), c.Pid, c.UTS
+	h.Annotations, h.PublishAllPorts = c.Annotations, c.PublishAll
 	if h.ShmSize == 0 {
 		h.ShmSize = spec.DefaultShmSize
 	}
@@ -433,7 +484,7 @@ func inspectMounts(k *engine.Container) []mountJSON {
 func inspectConfig(k *engine.Container, img *image.Image) configJSON {
 	c := &k.Config
 	j := configJSON{
-		Hostname: c.Hostname, User: c.User, Tty: c.Tty, OpenStdin: c.OpenStdin, Env: c.Env, Cmd: c.Args, Image: c.Image,
+		Hostname: c.Hostname, Domainname: c.Domainname, User: c.User, Tty: c.Tty, OpenStdin: c.OpenStdin, Env: c.Env, Cmd: c.Args, Image: c.Image,
 		WorkingDir: c.Workdir, Entrypoint: c.Entrypoint, Labels: map[string]string{}, StopSignal: c.StopSignal, StopTimeout: c.StopTimeout,
 	}
 	if j.Hostname == "" && c.Network != "host" {
@@ -457,13 +508,22 @@ func inspectConfig(k *engine.Container, img *image.Image) configJSON {
 		if j.StopSignal == "" {
 			j.StopSignal = i.StopSignal
 		}
-		j.Volumes, j.ExposedPorts = i.Volumes, i.ExposedPorts
+		j.Volumes, j.ExposedPorts = i.Volumes, maps.Clone(i.ExposedPorts)
 		for key, v := range i.Labels {
 			j.Labels[key] = v
 		}
 	}
 	for key, v := range c.Labels {
 		j.Labels[key] = v
+	}
+	for _, text := range c.Expose {
+		list, _ := network.ParsePort(text)
+		for _, p := range list {
+			if j.ExposedPorts == nil {
+				j.ExposedPorts = map[string]struct{}{}
+			}
+			j.ExposedPorts[fmt.Sprintf("%d/%s", p.ContainerPort, p.Protocol)] = struct{}{}
+		}
 	}
 	return j
 }

@@ -41,6 +41,7 @@ func commands() []command {
 		{"pause", "Let containers stand still", groupRun, buildPause},
 		{"unpause", "Let paused containers go on", groupRun, buildUnpause},
 		{"wait", "Wait until containers end and print their exit codes", groupRun, buildWait},
+		{"update", "Change limits and labels of containers", groupRun, buildUpdate},
 		{"rename", "Give a container another name", groupRun, buildRename},
 		{"rm", "Remove containers", groupRun, buildRm},
 		{"ps", "List containers", groupLook, buildPs},
@@ -232,6 +233,9 @@ func flagError(c *cobra.Command, err error) error {
 		invalid *pflag.InvalidValueError
 		syntax  *pflag.InvalidSyntaxError
 	)
+	if own := (*errdefs.Error)(nil); errors.As(err, &own) { // a flag that is known and refused
+		return &exit{125, own}
+	}
 	switch {
 	case errors.As(err, &unknown):
 		name := unknown.GetSpecifiedName()

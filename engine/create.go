@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"runtime"
 	"slices"
 	"strings"
@@ -152,6 +153,14 @@ func normalize(c Config) (Config, error) {
 	}
 	if c.Log.MaxSize < 0 || c.Log.MaxFiles < 0 {
 		return c, invalid("--log-opt", "", "max-size or max-file is negative", "write max-size=10m, max-file=3")
+	}
+	if p := c.CgroupParent; p != "" {
+		if slices.Contains(strings.Split(p, "/"), "..") || strings.ContainsAny(p, "\x00\n") || path.Clean("/"+p) == "/" {
+			return c, invalid("--cgroup-parent", p, "it is not the path of a control group below the root", "write one such as /onggi/web")
+		}
+		if strings.HasSuffix(p, ".slice") {
+			return c, invalid("--cgroup-parent", p, "slices are systemd's, and the containers' control groups are made without it", "write a path such as /onggi/web")
+		}
 	}
 	if len(c.Ports) > 0 && c.Network != "bridge" {
 		return c, invalid("--publish", "", "a port can only be published with --network bridge", "drop -p, or use the bridge")
@@ -306,7 +315,7 @@ func (e *Engine) record(id string, c Config, img *image.Image, passing bool) (_ 
 	}
 	r := h.rec
 	r.Config, r.Status, r.Created = c, Creating, now()
-	r.CgroupPath = e.o.CgroupParent + "/" + r.ID
+	r.CgroupPath = path.Join("/", cmpOr(c.CgroupParent, e.o.CgroupParent), r.ID)
 	r.Config.Name = ""
 	if err := h.claim(c.Name); err != nil {
 		return nil, err
@@ -352,6 +361,11 @@ func (h *held) describe(img *image.Image) error {
 			r.Anonymous = append(r.Anonymous, m.Source)
 		}
 		r.Volumes[m.Target] = m.Source
+	}
+	if n := r.Config.Network; r.Config.PublishAll && n != "host" && n != "none" && !strings.HasPrefix(n, "container:") {
+		if r.Config.Ports, err = r.publishAll(); err != nil {
+			return err
+		}
 	}
 	r.Warnings = nil
 	if a := img.Config.Architecture; a != "" && a != runtime.GOARCH {

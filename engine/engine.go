@@ -27,6 +27,8 @@ type Config struct {
 	VolumesFrom []string `json:"volumesFrom,omitempty"`
 	// Build is the build that the container is a step of; "" for a user's container. List leaves steps out.
 	Build string `json:"build,omitempty"`
+	// CgroupParent is the control group to make the container's in; "" is Options.CgroupParent.
+	CgroupParent string `json:"cgroupParent,omitempty"`
 	// Stack holds the layers of a step, bottom first, instead of Image.
 	Stack []digest.Digest `json:"-"`
 	// SecretEnv is added to a step's environment and is in no record. It counts in Run only.

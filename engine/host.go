@@ -29,7 +29,7 @@ func hostFacts(c *spec.Config) (spec.Host, error) {
 	if h.KernelVersion, err = kernelVersion(); err != nil {
 		return h, err
 	}
-	if c.Network == "host" {
+	if c.Network == "host" || c.UTS == "host" {
 		if h.Hostname, err = os.Hostname(); err != nil {
 			return h, err
 		}
@@ -63,6 +63,15 @@ func hostFacts(c *spec.Config) (spec.Host, error) {
 	} else if exists("/sys/devices/system/cpu/cpu0/thermal_throttle") {
 		for i := range h.CPUs {
 			h.MaskedPaths = append(h.MaskedPaths, "/sys/devices/system/cpu/cpu"+strconv.Itoa(i)+"/thermal_throttle")
+		}
+	}
+	for _, p := range c.BlockDevices() {
+		var st unix.Stat_t
+		if unix.Stat(p, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			if h.BlockDevices == nil {
+				h.BlockDevices = map[string][2]int64{}
+			}
+			h.BlockDevices[p] = [2]int64{int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))}
 		}
 	}
 	for _, d := range c.Devices {

@@ -427,8 +427,13 @@ func (h *held) writeSpec(tree *view, host spec.Host, from *sources, files map[st
 			return err
 		}
 	}
+	pidns, err := e.pidNamespace(c.Pid)
+	if err != nil {
+		return err
+	}
 	s, warnings, err := spec.Generate(spec.Input{
-		ID: r.ID, Image: &ocispec.Image{Config: r.Image}, Config: &c, Host: host, RootPath: "rootfs", CgroupsPath: r.CgroupPath, NetNS: netns,
+		PidNS: pidns,
+		ID:    r.ID, Image: &ocispec.Image{Config: r.Image}, Config: &c, Host: host, RootPath: "rootfs", CgroupsPath: r.CgroupPath, NetNS: netns,
 		UID: uid, GID: gid, AdditionalGids: more, Home: home, Files: files,
 	})
 	if err != nil {

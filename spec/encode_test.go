@@ -52,12 +52,18 @@ func TestEncode(t *testing.T) {
 			s.Linux = &runspec.Linux{Resources: &runspec.LinuxResources{}}
 			return s.Linux.Resources
 		},
-		func(s *runspec.Spec) any { s.Linux = &runspec.Linux{Seccomp: &runspec.LinuxSeccomp{}}; return s.Linux.Seccomp },
+		func(s *runspec.Spec) any {
+			s.Linux = &runspec.Linux{Seccomp: &runspec.LinuxSeccomp{}}
+			return s.Linux.Seccomp
+		},
 		func(s *runspec.Spec) any {
 			s.Linux = &runspec.Linux{Seccomp: &runspec.LinuxSeccomp{Syscalls: []runspec.LinuxSyscall{{Names: []string{}}}}}
 			return &s.Linux.Seccomp.Syscalls[0]
 		},
-		func(s *runspec.Spec) any { s.Linux = &runspec.Linux{Devices: make([]runspec.LinuxDevice, 1)}; return &s.Linux.Devices[0] },
+		func(s *runspec.Spec) any {
+			s.Linux = &runspec.Linux{Devices: make([]runspec.LinuxDevice, 1)}
+			return &s.Linux.Devices[0]
+		},
 		func(s *runspec.Spec) any { s.Mounts = make([]runspec.Mount, 1); return &s.Mounts[0] },
 	}
 	for _, section := range sections {

@@ -26,7 +26,15 @@ func (g *generator) defaults() []runspec.Mount {
 	if g.c.Privileged {
 		access = "rw"
 	}
-	return []runspec.Mount{
+	mqueue := runspec.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}}
+	memory := runspec.Mount{
+		Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+		Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(shm, 10)},
+	}
+	if g.c.IPC == "host" { // the message queues are those of the namespace that mounts them
+		memory = runspec.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"bind", "rprivate", "nosuid", "noexec", "nodev"}}
+	}
+	list := []runspec.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{
@@ -35,12 +43,12 @@ func (g *generator) defaults() []runspec.Mount {
 		},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{access, "nosuid", "noexec", "nodev"}},
-		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{
-			Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(shm, 10)},
-		},
+		mqueue,
 	}
+	if g.c.IPC != "none" {
+		list = append(list, memory)
+	}
+	return list
 }
 
 func (g *generator) mounts(s *runspec.Spec) error {

@@ -189,6 +189,12 @@ func (g *generator) sysctls(s *runspec.Spec) error {
 		all["net.ipv4.ip_unprivileged_port_start"] = "0"
 		all["net.ipv4.ping_group_range"] = "0 2147483647"
 	}
+	if d := g.c.Domainname; d != "" {
+		if len(d) > 64 || strings.Trim(d, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") != "" {
+			return invalid("--domainname", strconv.Quote(d), "a domain name has letters, digits, '-', '_' and '.', and at most 64 of them", "choose another name")
+		}
+		all["kernel.domainname"] = d
+	}
 	for k, v := range g.c.Sysctls {
 		flag := k + "=" + v
 		for _, part := range strings.Split(k, ".") {
@@ -205,7 +211,14 @@ func (g *generator) sysctls(s *runspec.Spec) error {
 			if !private {
 				return invalid("--sysctl", flag, "not allowed in the host's network namespace", "drop it, or do not use --network host")
 			}
-		case slices.Contains(ipcSysctls, k), strings.HasPrefix(k, "fs.mqueue."), k == "kernel.domainname":
+		case k == "kernel.domainname":
+			if g.c.UTS == "host" {
+				return invalid("--sysctl", flag, "not allowed in the host's UTS namespace", "drop it, or do not use --uts host")
+			}
+		case slices.Contains(ipcSysctls, k), strings.HasPrefix(k, "fs.mqueue."):
+			if g.c.IPC == "host" {
+				return invalid("--sysctl", flag, "not allowed in the host's IPC namespace", "drop it, or do not use --ipc host")
+			}
 		case k == "kernel.hostname":
 			return invalid("--sysctl", flag, "the host name has a flag of its own", "use --hostname")
 		default:

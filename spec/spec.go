@@ -54,6 +54,19 @@ type Config struct {
 	ShmSize     int64             `json:"shmSize,omitempty"` // bytes; default 64 MiB
 	Sysctls     map[string]string `json:"sysctls,omitempty"`
 
+	Limits
+
+	// Namespaces: "" and "private" are the container's own; "host" is the host's; Pid can be "container:ID".
+	Pid      string `json:"pid,omitempty"`
+	IPC      string `json:"ipc,omitempty"` // also "none": without /dev/shm
+	UTS      string `json:"uts,omitempty"`
+	CgroupNS string `json:"cgroupns,omitempty"`
+
+	Domainname  string            `json:"domainname,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Expose      []string          `json:"expose,omitempty"` // "80/tcp"
+	PublishAll  bool              `json:"publishAll,omitempty"`
+
 	Mounts   []Mount  `json:"mounts,omitempty"`
 	ReadOnly bool     `json:"readOnly,omitempty"`
 	Devices  []Device `json:"devices,omitempty"`
@@ -131,12 +144,14 @@ type Host struct {
 	CanRaise      bool // CAP_SYS_RESOURCE
 	KernelVersion [2]int
 	// Devices by host path: each Config.Devices.Host (directories expanded), and all of the host's when privileged.
-	Devices     map[string]runspec.LinuxDevice
-	CPUs        int
-	Hostname    string   // what --network host shows inside
-	SwapLimit   bool     // the kernel can limit swap here (memory.memsw.* or memory.swap.max)
-	MaskedPaths []string // host dependent paths to be masked too (/sys/devices/system/cpu/cpu0/thermal_throttle)
-	Arch        string   // GOARCH; "" means this program's
+	Devices map[string]runspec.LinuxDevice
+	// BlockDevices are the numbers (major, minor) of Config.BlockDevices by path.
+	BlockDevices map[string][2]int64
+	CPUs         int
+	Hostname     string   // what --network host shows inside
+	SwapLimit    bool     // the kernel can limit swap here (memory.memsw.* or memory.swap.max)
+	MaskedPaths  []string // host dependent paths to be masked too (/sys/devices/system/cpu/cpu0/thermal_throttle)
+	Arch         string   // GOARCH; "" means this program's
 }
 
 // Input is everything Generate looks at.
@@ -148,6 +163,7 @@ type Input struct {
 	RootPath       string // root.path
 	CgroupsPath    string
 	NetNS          string // path of the network namespace; "" host
+	PidNS          string // path of the process namespace of Config.Pid "container:ID"
 	UID, GID       uint32 // resolved from User by the caller inside the root file system (User)
 	AdditionalGids []uint32
 	Home           string
@@ -180,7 +196,7 @@ func Generate(in Input) (*runspec.Spec, []string, error) {
 	}
 	for _, part := range []func(*runspec.Spec) error{
 		g.hostname, g.command, g.environment, g.user, g.namespaces, g.paths, g.mounts, g.capabilities, g.devices,
-		g.memory, g.cpu, g.pids, g.rlimits, g.oomScore, g.sysctls,
+		g.deviceRules, g.memory, g.moreMemory, g.cpu, g.moreCPU, g.blockIO, g.pids, g.rlimits, g.oomScore, g.sysctls,
 		g.seccomp, // last: it depends on capabilities and architecture
 	} {
 		if err := part(s); err != nil {
@@ -219,6 +235,15 @@ func (g *generator) hostname(s *runspec.Spec) error {
 		return err
 	}
 	g.host, s.Hostname = h, h
+	s.Annotations = g.c.Annotations
+	if g.c.UTS == "host" {
+		s.Hostname = "" // it is not ours to set
+		for _, x := range []struct{ flag, value string }{{"--hostname", g.c.Hostname}, {"--domainname", g.c.Domainname}} {
+			if x.value != "" {
+				return invalid(x.flag, x.value, "with --uts host the container has the host's names", "leave one of them out")
+			}
+		}
+	}
 	return nil
 }
 
@@ -227,7 +252,7 @@ func (c *Config) EffectiveHostname(id, host string) (string, error) {
 	h := c.Hostname
 	switch {
 	case h != "":
-	case c.Network == "host":
+	case c.Network == "host", c.UTS == "host":
 		return host, nil
 	case len(id) > 12:
 		return id[:12], nil
@@ -310,8 +335,22 @@ func (g *generator) user(s *runspec.Spec) error {
 // namespaces: all private but the user's, and the network as asked; the control groups' on v2 only, as docker's
 // default.
 func (g *generator) namespaces(s *runspec.Spec) error {
-	ns := []runspec.LinuxNamespace{
-		{Type: runspec.MountNamespace}, {Type: runspec.UTSNamespace}, {Type: runspec.PIDNamespace}, {Type: runspec.IPCNamespace},
+	ns := []runspec.LinuxNamespace{{Type: runspec.MountNamespace}}
+	for _, n := range []struct {
+		flag, value string
+		typ         runspec.LinuxNamespaceType
+	}{{"--uts", g.c.UTS, runspec.UTSNamespace}, {"--pid", g.c.Pid, runspec.PIDNamespace}, {"--ipc", g.c.IPC, runspec.IPCNamespace}} {
+		path := ""
+		switch {
+		case n.value == "host":
+			continue
+		case n.value == "", n.value == "private", n.flag == "--ipc" && n.value == "none":
+		case n.flag == "--pid" && strings.HasPrefix(n.value, "container:") && len(n.value) > len("container:"):
+			path = g.in.PidNS
+		default:
+			return invalid(n.flag, n.value, "there is no such mode", "use host, or leave it out")
+		}
+		ns = append(ns, runspec.LinuxNamespace{Type: n.typ, Path: path})
 	}
 	switch g.c.Network {
 	case "host":
@@ -320,7 +359,12 @@ func (g *generator) namespaces(s *runspec.Spec) error {
 	default:
 		return invalid("--network", g.c.Network, "there is no such network", "use bridge, host or none")
 	}
-	if g.in.Host.CgroupV2 {
+	switch v2 := g.in.Host.CgroupV2; {
+	case g.c.CgroupNS == "private" && !v2:
+		return invalid("--cgroupns", "private", "private cgroup namespaces can only be used with cgroup v2", "leave it out")
+	case g.c.CgroupNS != "" && g.c.CgroupNS != "private" && g.c.CgroupNS != "host":
+		return invalid("--cgroupns", g.c.CgroupNS, "there is no such mode", "use host or private")
+	case v2 && g.c.CgroupNS != "host":
 		ns = append(ns, runspec.LinuxNamespace{Type: runspec.CgroupNamespace})
 	}
 	s.Linux.Namespaces = ns

@@ -76,6 +76,10 @@ test-arm64: ## the walk of one start on arm64, under full emulation (Debian's ar
 	@scripts/setup arm64
 	@scripts/as-root scripts/test-arm64
 
+.PHONY: conformance
+conformance: build ## opencontainers/runtime-tools' validation suite on onggi-runtime (needs root)
+	@scripts/as-root scripts/conformance
+
 .PHONY: fuzz
 FUZZTIME ?= 1m
 fuzz: ## every fuzz target for FUZZTIME (1m) each

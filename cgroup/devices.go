@@ -149,7 +149,7 @@ type deviceList struct {
 }
 
 // listOf plays the rules in order, from "deny all". v1 looks for one exception that covers a whole request, so what a
-// wider exception grants is added to the narrower ones. A rule that takes a hole out of a wider exception cannot be
+// wider exception grants is added to the narrower ones; not mknod, which is never asked for together with another right. A rule that takes a hole out of a wider exception cannot be
 // said in v1 (the kernel ignores such a write silently): hole is its index, else -1.
 func listOf(rules []deviceRule) (l deviceList, hole int) {
 	for i := range rules {
@@ -189,14 +189,14 @@ func listOf(rules []deviceRule) (l deviceList, hole int) {
 					e.access |= r.access
 					found = true
 				case r.covers(e):
-					e.access |= r.access
+					e.access |= r.access &^ accMknod
 				}
 			}
 			if !found {
 				r.allow = !l.allow
 				for j := range l.exceptions {
 					if e := &l.exceptions[j]; e.covers(&r) {
-						r.access |= e.access
+						r.access |= e.access &^ accMknod
 					}
 				}
 				l.exceptions = append(l.exceptions, r)

@@ -124,11 +124,6 @@ func limits(group string) map[string]string {
 				b, _ := os.ReadFile(filepath.Join(dir, n))
 				lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 				lines = slices.DeleteFunc(lines, func(l string) bool { return l == "c 10:200 rwm" }) // /dev/net/tun: runc before 1.2 gave it to everybody
-				for i, l := range lines {                                                            // everybody may mknod anything: we say so in each line, runc only where the spec does
-					if !strings.HasSuffix(l, "*:* m") && slices.Contains(lines, l[:1]+" *:* m") {
-						lines[i] = strings.TrimSuffix(l, "m")
-					}
-				}
 				sort.Strings(lines)
 				out[n] = strings.Join(lines, "\n")
 			}

@@ -111,6 +111,7 @@ func (c *createFlags) options(g *globals, id string) (launch.Options, error) {
 	if o.Spec, err = launch.LoadSpec(c.bundle); err != nil {
 		return o, err
 	}
+	o.Notify = notifySocket() != "" && c.f.of != "restore"
 	listen := listenFDs()
 	if o.Preserve, err = preserved(&c.f, listen, c.preserve); err != nil {
 		return o, err
@@ -250,7 +251,16 @@ func cmdStart(g *globals, args []string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	return 0, c.Start()
+	var notify *os.File
+	if notifySocket() != "" {
+		if notify, err = c.BindNotify(); err != nil {
+			return 1, err
+		}
+	}
+	if err := c.Start(); err != nil || notify == nil {
+		return 0, err
+	}
+	return 0, relayNotify(notify, c.Pid(), true)
 }
 
 func cmdRun(g *globals, args []string) (int, error) {
@@ -306,6 +316,17 @@ func (c *createFlags) follow(g *globals, k *launch.Container, ownPids, runs bool
 			relay.stop()
 			return 1, err
 		}
+	}
+	if n := k.Notified(); n != nil && c.detach {
+		if err := relayNotify(n, k.Pid(), true); err != nil {
+			return 1, err
+		}
+	} else if n != nil {
+		go func() {
+			if err := relayNotify(n, k.Pid(), false); err != nil {
+				g.warn(err.Error())
+			}
+		}()
 	}
 	if c.detach {
 		g.phases(c.timing, k.Spans())

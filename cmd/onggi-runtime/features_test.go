@@ -1,5 +1,7 @@
 package main
 
+//lint:file-ignore SA1019 kernel memory is deprecated and in use
+
 import (
 	"encoding/json"
 	"os"
@@ -217,7 +219,7 @@ func TestKernelMemoryIsWarnedOf(t *testing.T) {
 	s := newSide(t, "ours", binary(t))
 	kernel, limit := int64(1<<26), int64(1<<27)
 	s.config("k", func(c *specs.Spec) {
-		c.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Kernel: &kernel} //nolint:staticcheck // deprecated and in use
+		c.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Kernel: &kernel}
 	})
 	warned := func(a answer, field string) bool {
 		for _, r := range a.log {

@@ -18,6 +18,7 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/pathrs"
 	"github.com/onggi/onggi/runtime/criu"
+	"github.com/onggi/onggi/runtime/plan"
 	"github.com/onggi/onggi/undo"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -70,6 +71,12 @@ func (c *Container) checkpoint(im *Images) error {
 		return &errdefs.Error{
 			Op: "checkpoint container", What: c.record.ID, Kind: errdefs.Unsupported,
 			Why: "its root file system is mounted only inside of it, and would be gone with it",
+		}
+	}
+	if !c.record.ownMounts() {
+		return &errdefs.Error{
+			Op: "checkpoint container", What: c.record.ID, Kind: errdefs.Unsupported,
+			Why: "its mount namespace (linux.namespaces) is not its own, and would be saved with the mounts of others",
 		}
 	}
 	spec, err := LoadSpec(c.record.Bundle)
@@ -401,6 +408,9 @@ func Restore(ctx context.Context, o Options, im *Images) (_ *Container, err erro
 			Why: "systemd makes a control group only around a process that is there, and CRIU needs the group before it makes one",
 			Fix: "restore without --systemd-cgroup, with a path as linux.cgroupsPath",
 		}
+	}
+	if !plan.OwnMounts(k.spec) {
+		return nil, &errdefs.Error{Op: "restore container", What: o.ID, Kind: errdefs.Unsupported, Why: "its mount namespace (linux.namespaces) is not its own"}
 	}
 	if k.rootfs() == "" {
 		return nil, &errdefs.Error{Op: "restore container", What: o.ID, Kind: errdefs.Unsupported, Why: "its root file system must be a directory"}

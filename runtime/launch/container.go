@@ -28,6 +28,7 @@ type Container struct {
 	control int // write end; -1 when another process has created it, or when there is nothing more to allow
 	report  int
 	console *os.File
+	notify  *os.File
 	steps   *undo.Stack
 	born    int64       // monotonic clock at Create, ns
 	inside  []undo.Span // phases of the container's process
@@ -451,6 +452,9 @@ func (c *Container) remove(force bool) error {
 		}
 	}
 	if err := removeResctrl(c.record.RDT); err != nil {
+		return err
+	}
+	if err := c.detachRoot(); err != nil {
 		return err
 	}
 	c.poststop()

@@ -76,7 +76,7 @@ func Create(ctx context.Context, o Options) (_ *Container, err error) {
 	if err := steps.Do("spec", k.load, nil); err != nil {
 		return nil, err
 	}
-	if err := steps.Do("record", k.record, func() error { return removeState(o.Root, o.ID) }); err != nil {
+	if err := steps.Do("record", k.record, k.c.unrecord); err != nil {
 		return nil, err
 	}
 	steps.Push("create.poststop", func() error { // last but for the record, as delete does it
@@ -179,6 +179,9 @@ func (k *creation) load() (err error) {
 		return err
 	}
 	k.shared()
+	if k.Notify {
+		k.addNotify()
+	}
 	for _, n := range k.spec.Linux.Namespaces {
 		if n.Type == runspec.UserNamespace && n.Path == "" {
 			k.newUser = true
@@ -254,12 +257,23 @@ func (k *creation) record() error {
 		r.Scope, r.Manager = k.scope.Unit, k.scope.Runtime
 	}
 	k.c.record = r
-	if err := r.write(k.Root); err != nil {
-		_ = removeState(k.Root, k.ID)
-		return err
+	if !plan.OwnMounts(k.spec) {
+		err = unix.Mkdir(k.place(), 0o700)
 	}
-	return nil
+	if err == nil && k.Notify {
+		err = k.makeNotify()
+	}
+	if err == nil {
+		err = r.write(k.Root)
+	}
+	if err != nil {
+		_ = k.c.unrecord()
+	}
+	return err
 }
+
+// place is where the root is attached when the mount namespace is not the container's own.
+func (k *creation) place() string { return path.Join(k.dir, placeDir) }
 
 // startGroup makes the control group while the plan is compiled.
 func (k *creation) startGroup(steps *undo.Stack) {
@@ -431,7 +445,7 @@ func (k *creation) compile() error {
 		Spec: k.spec, ID: k.ID, Root: k.rootfs(), Bundle: k.Bundle, Rootfs: k.Options.Rootfs, Facts: facts(k.spec, k.Bundle, l, dirs),
 		Init: k.Init, Replica: k.Replica, NoPivot: k.NoPivot, NoNewKeyring: k.NoNewKeyring, Timing: k.Timing,
 	}
-	k.in.Facts.Shared = k.ours
+	k.in.Facts.Shared, k.in.Place = k.ours, k.place()
 	switch held := k.in.Facts.Held; {
 	case k.newUser && held&(1<<unix.CAP_SETGID) == 0:
 		k.in.Facts.NoSetgroups = onlyOwn(k.spec.Linux.GIDMappings)

@@ -202,6 +202,14 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 		Join: []plan.Join{{Type: "all", FD: first + 2}},
 	}
 	a.fds = append(a.fds, p[1], console, pidfd)
+	if !r.ownMounts() {
+		root, err := unix.Open("/proc/"+strconv.Itoa(r.Pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		in.Chroot = len(a.fds)
+		a.fds = append(a.fds, keep(root))
+	}
 	if group != nil {
 		tasks, err := group.Tasks()
 		if err != nil {

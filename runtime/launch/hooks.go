@@ -20,10 +20,17 @@ import (
 // Hooks by where they run (config.md, "POSIX-platform Hooks"): prestart, createRuntime, poststart and poststop in the
 // runtime's namespaces; createContainer before, and startContainer after the change of root, in the container's.
 
+//
+// prestart hooks are told "created": their authors know version 1.0 of the specification, where they run after create, and
+// its validation suite looks for the word. The hooks that took their place are told "creating", as by runc.
+
 func (c *Container) createHooks(ctx context.Context, h *runspec.Hooks) error {
-	for _, list := range [...][]runspec.Hook{h.Prestart, h.CreateRuntime} { //nolint:staticcheck // prestart is deprecated and in use
-		for i := range list {
-			if err := c.hook(ctx, &list[i], runspec.StateCreating, false); err != nil {
+	for _, stage := range [...]struct {
+		list   []runspec.Hook
+		status runspec.ContainerState
+	}{{h.Prestart, runspec.StateCreated}, {h.CreateRuntime, runspec.StateCreating}} { //nolint:staticcheck // prestart is deprecated and in use
+		for i := range stage.list {
+			if err := c.hook(ctx, &stage.list[i], stage.status, false); err != nil {
 				return err
 			}
 		}

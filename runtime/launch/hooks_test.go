@@ -36,7 +36,7 @@ func TestHookStates(t *testing.T) {
 		t.Errorf("got %q, code %d (%v)", out, code, err)
 	}
 	b, _ := os.ReadFile(log)
-	want := "prestart creating outer pr\ncreateRuntime creating outer cr\nsecond creating outer se\ncreateContainer creating inner cr\npoststart running outer po\npoststop stopped none po\n"
+	want := "prestart created outer pr\ncreateRuntime creating outer cr\nsecond creating outer se\ncreateContainer creating inner cr\npoststart running outer po\npoststop stopped none po\n"
 	if string(b) != want {
 		t.Errorf("got\n%swant\n%s", b, want)
 	}

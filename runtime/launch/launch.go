@@ -37,6 +37,9 @@ type Options struct {
 	// asked ("/run/user/1000"); empty means the system's.
 	Systemd     bool
 	UserManager string
+	// Notify gives the container a socket of its own like that of sd_notify(3): /run/notify/notify.sock, named by
+	// $NOTIFY_SOCKET. What is sent to it is for the caller to read: Container.Notified, or BindNotify before Start.
+	Notify bool
 	// Timing collects the phases inside the container's process too; they cost a few microseconds.
 	Timing bool
 	// Warn is told what had to be clamped or left out; may be nil.

@@ -871,7 +871,6 @@ func TestErrorsNameStepAndObject(t *testing.T) {
 		{func(s *runspec.Spec) { s.Linux.Namespaces[1].Path = "/no/such/ns" }, "network namespace /no/such/ns: no such file"},
 		{func(s *runspec.Spec) { s.Process.ApparmorProfile = "no-such-profile" }, "AppArmor"},
 		{func(s *runspec.Spec) { s.Process.SelinuxLabel = "no:such:label" }, "SELinux"},
-		{func(s *runspec.Spec) { s.Linux.MountLabel = "no:such:label" }, "SELinux"},
 	} {
 		s := h.spec("true")
 		c.change(s)

@@ -58,6 +58,7 @@ const (
 	filterFile = "filter"
 	gateFile   = "gate"
 	reportFile = "report"
+	placeDir   = "rootfs" // a mount point, only of containers without a mount namespace of their own
 )
 
 func checkID(id string) error {
@@ -271,13 +272,15 @@ func List(root string) ([]State, error) {
 // removeState takes the container's directory away. The record goes last but for the directory itself.
 func removeState(root, id string) error {
 	dir := path.Join(root, id)
-	for _, f := range [...]string{gateFile, reportFile, filterFile, "init", filterFile + ".new", recordFile + ".new", recordFile} {
+	for _, f := range [...]string{gateFile, reportFile, filterFile, notifyDir + "/" + notifySocket, "init", filterFile + ".new", recordFile + ".new", recordFile} {
 		if err := unix.Unlink(path.Join(dir, f)); err != nil && err != unix.ENOENT && err != unix.ENOTDIR {
 			return &os.PathError{Op: "unlink", Path: path.Join(dir, f), Err: err}
 		}
 	}
-	if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT {
-		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+	for _, d := range [...]string{path.Join(dir, notifyDir), dir} {
+		if err := unix.Rmdir(d); err != nil && err != unix.ENOENT && !(err == unix.ENOTDIR && d != dir) {
+			return &os.PathError{Op: "rmdir", Path: d, Err: err}
+		}
 	}
 	return nil
 }

@@ -18,12 +18,12 @@ func (c *compiler) labels() error {
 	default:
 		c.writeProc("attr/apparmor/exec", "attr/exec", "AppArmor profile "+profile, "exec "+profile)
 	}
-	if p.SelinuxLabel+c.linux.MountLabel != "" && !c.in.Facts.SELinux {
-		field := "process.selinuxLabel"
-		if p.SelinuxLabel == "" {
-			field = "linux.mountLabel"
-		}
-		return unsupported(field, "SELinux is not enabled on this host")
+	switch {
+	case c.in.Facts.SELinux:
+	case p.SelinuxLabel != "":
+		return unsupported("process.selinuxLabel", "SELinux is not enabled on this host")
+	case c.linux.MountLabel != "" && !c.joined: // nothing is confined by it: where there is no SELinux, files have no labels
+		c.warn("linux.mountLabel has no effect: SELinux is not enabled on this host")
 	}
 	if p.SelinuxLabel != "" {
 		c.writeProc("attr/exec", "", "SELinux label "+p.SelinuxLabel, p.SelinuxLabel)
@@ -56,9 +56,17 @@ func (c *compiler) writeProc(name, older, what, text string) {
 	c.op(unix.SYS_CLOSE, "close", name, fd.get())
 }
 
+// mountLabel is linux.mountLabel where files have labels.
+func (c *compiler) mountLabel() string {
+	if !c.in.Facts.SELinux {
+		return ""
+	}
+	return c.linux.MountLabel
+}
+
 // context is the SELinux label of a new file system, as an option of it; proc and sysfs have labels of their own.
 func (c *compiler) context(typ string, quoted bool) []string {
-	l := c.linux.MountLabel
+	l := c.mountLabel()
 	switch {
 	case l == "", typ == "proc", typ == "sysfs", typ == "mqueue", typ == "cgroup", typ == "cgroup2":
 		return nil
@@ -70,7 +78,7 @@ func (c *compiler) context(typ string, quoted bool) []string {
 
 // relabel gives what an open file or directory shows the label of mounts.
 func (c *compiler) relabel(what string, fd cell) {
-	l := c.linux.MountLabel
+	l := c.mountLabel()
 	if l == "" {
 		return
 	}
@@ -79,7 +87,7 @@ func (c *compiler) relabel(what string, fd cell) {
 
 // relabelMount is relabel for a type that takes no context option.
 func (c *compiler) relabelMount(typ, dest string, t cell) {
-	if c.linux.MountLabel == "" || typ != "mqueue" {
+	if c.mountLabel() == "" || typ != "mqueue" {
 		return
 	}
 	dir := c.cell()

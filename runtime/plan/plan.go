@@ -73,7 +73,12 @@ type Input struct {
 	Replica      bool // descriptor 0 is a terminal made by the caller
 	NoPivot      bool
 	NoNewKeyring bool
-	Timing       bool
+	// Place is an empty directory at which the root is attached when the mount namespace is not the container's own
+	// (OwnMounts): the place that can be cleaned up, and that no other container has.
+	Place string
+	// Chroot is a descriptor of the container's root for exec, where joining its namespaces does not lead there; 0 for none.
+	Chroot int
+	Timing bool
 	// Rejoin: the process is joined to a pid namespace by Fds.Join "all", and goes on in a child that is inside. Without
 	// privileges the pid namespace can be joined after its user namespace only, and that only by the image.
 	Rejoin bool
@@ -270,9 +275,6 @@ func Supported(s *runspec.Spec) error {
 		if n.Path != "" {
 			joined |= f
 		}
-		if n.Path != "" && n.Type == runspec.MountNamespace {
-			return unsupported("linux.namespaces", "joining a mount namespace by path")
-		}
 		if n.Path != "" && !path.IsAbs(n.Path) {
 			return invalid("linux.namespaces", "path "+n.Path+" is not absolute")
 		}
@@ -299,8 +301,10 @@ func Supported(s *runspec.Spec) error {
 			return invalid("domainname", "without a uts namespace it would be the host's name")
 		}
 	}
-	if seen&unix.CLONE_NEWNS == 0 {
-		return unsupported("linux.namespaces", "a container without a mount namespace of its own")
+	if !OwnMounts(s) {
+		if err := supportedShared(s, seen&unix.CLONE_NEWUSER != 0); err != nil {
+			return err
+		}
 	}
 	if _, err := userns.New("linux.uidMappings", l.UIDMappings); err != nil {
 		return err
@@ -315,6 +319,34 @@ func Supported(s *runspec.Spec) error {
 		if err := supportedIDMap(&s.Mounts[i], seen&unix.CLONE_NEWUSER != 0); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// OwnMounts reports whether the spec asks for a mount namespace of the container's own. Otherwise it lives in one that it
+// joins by path or in the runtime's: its root is then attached at Input.Place, and what is mounted in it goes away with
+// that, when the container is deleted.
+func OwnMounts(s *runspec.Spec) bool {
+	if s.Linux == nil {
+		return false
+	}
+	for _, n := range s.Linux.Namespaces {
+		if n.Type == runspec.MountNamespace {
+			return n.Path == ""
+		}
+	}
+	return false
+}
+
+// supportedShared refuses what a container in the mount namespace of others cannot have.
+func supportedShared(s *runspec.Spec, user bool) error {
+	switch {
+	case user:
+		return unsupported("linux.namespaces", "a user namespace beside a mount namespace that is not the container's own: its root may mount nothing there")
+	case s.Linux.RootfsPropagation != "":
+		return unsupported("linux.rootfsPropagation", "the mount namespace is not the container's own: others' mounts would change")
+	case path.Clean(s.Root.Path) == "/":
+		return unsupported("root.path", "the mount namespace is not the container's own: the root must be a directory in it")
 	}
 	return nil
 }
@@ -673,6 +705,10 @@ func (c *compiler) exec() error {
 		return err
 	}
 	c.join()
+	if c.in.Chroot > 0 {
+		c.op(unix.SYS_FCHDIR, "enter", "the container's root", num(c.in.Chroot))
+		c.op(unix.SYS_CHROOT, "change root", "", c.s("."))
+	}
 	if c.in.Rejoin {
 		c.cloneFirst(0) // only a child is in the pid namespace
 	}

@@ -206,7 +206,7 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 			s.Process.Terminal, s.Process.ConsoleSize = true, &runspec.Box{Height: 1 << 16}
 		},
 		"process.rlimits":        func(s *runspec.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
-		"linux.mountLabel":       func(s *runspec.Spec) { s.Linux.MountLabel = "x" },
+		"linux.mountLabel":       func(s *runspec.Spec) { s.Linux.MountLabel = "a\"b" },
 		"hooks.poststop[0].path": func(s *runspec.Spec) { s.Hooks = &runspec.Hooks{Poststop: []runspec.Hook{{Path: "rel"}}} },
 		"hooks.createRuntime[1].timeout": func(s *runspec.Spec) {
 			zero := 0

@@ -27,6 +27,9 @@ const (
 // mount, whose propagation can be set, and that no host path leads to.
 func (c *compiler) rootfs() error {
 	c.op(unix.SYS_UMASK, "set umask", "", num(0))
+	if !OwnMounts(c.spec) {
+		return c.sharedRoot()
+	}
 	prop, rec := uint64(unix.MS_SLAVE), true
 	if p := c.linux.RootfsPropagation; p != "" {
 		var ok bool
@@ -41,11 +44,7 @@ func (c *compiler) rootfs() error {
 	if prop == unix.MS_SHARED {
 		c.setattr("propagation of", "/", num(unix.AT_FDCWD), c.s("/"), false, 0, 0, unix.MS_PRIVATE)
 	}
-	c.openNull()
-	c.how = c.words(handle, 0, inRoot)
-	c.howDir = c.words(handle|unix.O_DIRECTORY, 0, inRoot)
-	c.howNoLinks = c.words(handle|unix.O_DIRECTORY, 0, inRoot|unix.RESOLVE_NO_SYMLINKS)
-	c.root = c.cell()
+	c.places()
 	if len(c.in.Rootfs) == 0 {
 		c.op(unix.SYS_OPEN_TREE, "open root file system", c.in.Root, num(unix.AT_FDCWD), c.s(c.in.Root),
 			num(cloneTree|unix.AT_RECURSIVE)).Dst = uint64(c.root)
@@ -81,6 +80,35 @@ func (c *compiler) rootfs() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// places prepares how places are looked up.
+func (c *compiler) places() {
+	c.openNull()
+	c.how = c.words(handle, 0, inRoot)
+	c.howDir = c.words(handle|unix.O_DIRECTORY, 0, inRoot)
+	c.howNoLinks = c.words(handle|unix.O_DIRECTORY, 0, inRoot|unix.RESOLVE_NO_SYMLINKS)
+	c.root = c.cell()
+}
+
+// sharedRoot attaches the root in a mount namespace that is not the container's own: at a place of its own, where it hides
+// nothing, and cut off from its peers, so that what is mounted in it is seen nowhere else. The mounts of others stay as they
+// are; the process enters it by chroot(2), because pivot_root(2) would move all of them.
+func (c *compiler) sharedRoot() error {
+	if len(c.in.Rootfs) > 0 {
+		return unsupported("linux.namespaces", "a root file system made of mounts needs a mount namespace of the container's own")
+	}
+	c.places()
+	c.op(unix.SYS_OPEN_TREE, "open root file system", c.in.Root, num(unix.AT_FDCWD), c.s(c.in.Root),
+		num(cloneTree|unix.AT_RECURSIVE)).Dst = uint64(c.root)
+	own := func() {
+		c.setattr("propagation of", "the root file system", c.root.get(), buf(c.empty), true, 0, 0, unix.MS_PRIVATE)
+	}
+	own()
+	c.op(unix.SYS_MOVE_MOUNT, "attach root file system", c.in.Place, c.root.get(), buf(c.empty), num(unix.AT_FDCWD), c.s(c.in.Place),
+		num(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	own() // below a shared mount it has become one
 	return nil
 }
 
@@ -614,8 +642,11 @@ func (c *compiler) bind(m *runspec.Mount, index int, dest string, o *options) er
 	if m.Source == "" {
 		return invalid(field, "a bind mount needs a source")
 	}
-	if len(o.data) > 0 {
-		return unsupported(field, "mount option "+o.data[0]+" of a bind mount")
+	for _, d := range o.data { // the kernel ignores them, and so does runc; a word that nobody knows may be misspelt
+		if !strings.Contains(d, "=") {
+			return unsupported(field, "mount option "+d+" of a bind mount")
+		}
+		c.warn(field + ": " + d + " is an option of a file system when it is made, and a bind mount makes none")
 	}
 	for _, name := range o.changes() {
 		c.warn(field + ": " + name + " is an option of the whole file system, and a bind mount cannot change it")
@@ -863,7 +894,7 @@ func (c *compiler) maskedAndReadonly() {
 // pivot leaves the host's tree: the new root becomes "/", the old one goes away.
 func (c *compiler) pivot() error {
 	c.op(unix.SYS_FCHDIR, "enter the new root", "", c.root.get())
-	if c.in.NoPivot {
+	if c.in.NoPivot || !OwnMounts(c.spec) {
 		// The new root lies over the old one and cannot be left through "..", but the old tree stays beneath.
 		c.op(unix.SYS_CHROOT, "change root", "", c.s("."))
 	} else {

@@ -38,7 +38,7 @@ func TestSharedMountNamespaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := exec.Command("sleep", "1000")
-	other.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	other.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	if err := other.Start(); err != nil {
 		t.Fatal(err)
 	}

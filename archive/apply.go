@@ -56,7 +56,8 @@ func Apply(ctx context.Context, r io.Reader, dir *os.File, o Options) (Stats, er
 	if err := a.drain(); err != nil {
 		return a.stats, err
 	}
-	return a.stats, nil
+	a.stats.Rebuildable, err = a.src.rec.finish()
+	return a.stats, err
 }
 
 // applier is one run of Apply.
@@ -109,6 +110,12 @@ func newApplier(ctx context.Context, r io.Reader, dir *os.File, o Options) (*app
 		return nil, err
 	}
 	src := &source{r: r}
+	if o.Recipe != nil {
+		var err error
+		if src.rec, err = newRecorder(o.Recipe); err != nil {
+			return nil, err
+		}
+	}
 	return &applier{
 		ctx: ctx, o: o, limits: l, src: src, tr: tar.NewReader(src),
 		root: handle{fd: int(dir.Fd()), path: ".", ino: st.Ino},
@@ -124,10 +131,12 @@ func newApplier(ctx context.Context, r io.Reader, dir *os.File, o Options) (*app
 type source struct {
 	r   io.Reader
 	err error
+	rec *recorder // may be nil
 }
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
+	s.rec.read(p[:n])
 	if err != nil && err != io.EOF {
 		s.err = err
 	}
@@ -324,9 +333,14 @@ func (a *applier) file(p *handle, base string, h *tar.Header, m *dirMeta) error 
 
 func (a *applier) fill(fd int, p *handle, base string, h *tar.Header, m *dirMeta) error {
 	if h.Size > 0 {
+		if isSparse(h) {
+			a.src.rec.spoil() // the archive has its content in another form than the file
+		}
+		a.src.rec.file(join(p.path, base), h.Size)
 		if err := a.copy(fd, h); err != nil {
 			return err
 		}
+		a.src.rec.resume()
 	}
 	if !a.triedGroup { // a file system mounted with grpid gives new files the directory's group
 		a.triedGroup = true
@@ -574,6 +588,7 @@ func (a *applier) inPlace(p *handle, base string, make func() error) error {
 
 // remove takes away an earlier entry, a whole directory if it is one.
 func (a *applier) remove(p *handle, base string) error {
+	a.src.rec.spoil()
 	var st unix.Stat_t
 	if err := unix.Fstatat(p.fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err

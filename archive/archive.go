@@ -12,6 +12,8 @@
 // What it leaves to others: digests, temporary places, syncing and renaming (package snapshot).
 package archive
 
+import "io"
+
 // Limits bound what one archive may ask for. Zero fields mean the default.
 type Limits struct {
 	Entries  int64 // entries and implied directories; default 10 million
@@ -32,6 +34,8 @@ type Options struct {
 	// Whiteouts "overlay" (the default, as "") writes overlayfs' own form; "none" refuses whiteout entries (import of a
 	// root file system).
 	Whiteouts string
+	// Recipe is written what Rebuild wants to make the archive again; nil: nothing.
+	Recipe io.Writer
 	// MapID shifts owner ids; nil keeps them.
 	MapID func(uid, gid uint32) (uint32, uint32, error)
 }
@@ -48,4 +52,7 @@ type Stats struct {
 	// Opaque says that the layer hides all layers below: it has an opaque whiteout at its root. Overlayfs does not read
 	// the attribute there, so whoever stacks layers must leave the lower ones out.
 	Opaque bool
+	// Rebuildable says that the recipe was written and is good: not when an entry replaced an earlier one, or a file is
+	// sparse in the archive.
+	Rebuildable bool
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/image"
 	"golang.org/x/term"
 )
 
@@ -43,6 +44,7 @@ type app struct {
 	root, runRoot string
 	debug         bool
 	offline       bool // no registry is to be asked
+	keepBlobs     string
 
 	engine *engine.Engine
 	caught syscall.Signal // the signal that ended a command's context, 0 if none
@@ -146,6 +148,11 @@ func (a *app) open() (*engine.Engine, error) {
 	if a.engine != nil {
 		return a.engine, nil
 	}
+	if a.keepBlobs != "" {
+		if err := image.Keep(a.keepBlobs).Check(); err != nil {
+			return nil, reading("--keep-blobs", a.keepBlobs, err)
+		}
+	}
 	root, err := rootDir("--root", a.root, "/var/lib/onggi")
 	if err != nil {
 		return nil, err
@@ -165,7 +172,7 @@ func (a *app) open() (*engine.Engine, error) {
 	a.debugf("root %s, run root %s, program %s", root, runRoot, self)
 	a.engine, err = engine.Open(engine.Options{
 		Root: root, RunRoot: runRoot,
-		Self: []string{self, "--root", root, "--run-root", runRoot},
+		Self: []string{self, "--root", root, "--run-root", runRoot}, KeepBlobs: a.keepBlobs,
 	})
 	return a.engine, err
 }

@@ -559,11 +559,12 @@ containers with their files, volumes with their data. It can be done until the r
 }
 
 func buildLimits(a *app, c *cobra.Command) {
-	var quota, reserve, trash string
+	var quota, reserve, trash, keep string
 	c.Use = "limits [FLAGS]"
 	c.Long = `Show, or with flags set, what the store may take of the disk. The quota bounds what pull, load and import may let the root
 directory grow to; what containers write counts, and is not stopped. The reserve is what they leave free on the file system
-for the host. Before either refuses, the trash is emptied, the oldest removal first. They are kept in limits.json.`
+for the host. Before either refuses, the trash is emptied, the oldest removal first. Compressed layers that can be made again
+out of the unpacked ones are not kept unless --keep-blobs is always. All this is kept in limits.json.`
 	c.Example = `  onggi system limits
   onggi system limits --quota 20g --reserve 2g
   onggi system limits --trash 0                 rmi and prune delete at once
@@ -572,6 +573,7 @@ for the host. Before either refuses, the trash is emptied, the oldest removal fi
 	f.StringVar(&quota, "quota", "", "`size` that the root directory may have, or none")
 	f.StringVar(&reserve, "reserve", "", "`size` that stays free on the file system, none, or default (1 % of it, at most 1 GiB)")
 	f.StringVar(&trash, "trash", "", "`time` for which removals can be undone (36h), 0 for not at all, or default (24h)")
+	f.StringVar(&keep, "keep-blobs", "", "`policy` for compressed layers: auto, always, or default (auto)")
 	c.Args = takes(0, 0, "no arguments")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		e, err := a.open()
@@ -609,7 +611,14 @@ for the host. Before either refuses, the trash is emptied, the oldest removal fi
 				l.Trash = d
 			}
 		}
-		if given("quota") || given("reserve") || given("trash") {
+		if given("keep-blobs") {
+			if l.KeepBlobs = image.Keep(keep); keep == "default" {
+				l.KeepBlobs = ""
+			} else if err := l.KeepBlobs.Check(); err != nil {
+				return reading("--keep-blobs", keep, err)
+			}
+		}
+		if given("quota") || given("reserve") || given("trash") || given("keep-blobs") {
 			if err := e.SetLimits(l); err != nil {
 				return err
 			}
@@ -621,6 +630,9 @@ for the host. Before either refuses, the trash is emptied, the oldest removal fi
 		if l.Quota > 0 {
 			q = binarySize(l.Quota)
 		}
-		return a.print(fmt.Sprintf("Quota:    %s\nReserve:  %s\nTrash:    %s\n", q, binarySize(l.Reserve), l.Trash))
+		if l.KeepBlobs == "" {
+			l.KeepBlobs = image.KeepAuto
+		}
+		return a.print(fmt.Sprintf("Quota:    %s\nReserve:  %s\nTrash:    %s\nBlobs:    %s\n", q, binarySize(l.Reserve), l.Trash, l.KeepBlobs))
 	}
 }

@@ -116,9 +116,10 @@ directories, and you have another store beside the first.`,
 	f.StringVar(&a.root, "root", os.Getenv("ONGGI_ROOT"), "`directory` of images and containers (ONGGI_ROOT; default /var/lib/onggi)")
 	f.StringVar(&a.runRoot, "run-root", os.Getenv("ONGGI_RUN_ROOT"), "`directory` of what a reboot may take (ONGGI_RUN_ROOT; default /run/onggi)")
 	f.BoolVar(&a.debug, "debug", false, "print paths, phases and the causes of errors on stderr")
+	f.StringVar(&a.keepBlobs, "keep-blobs", os.Getenv("ONGGI_KEEP_BLOBS"), "`policy` for compressed layers: auto keeps those that cannot be made again, always all (ONGGI_KEEP_BLOBS; default see system limits)")
 	f.BoolVar(&a.offline, "offline", os.Getenv("ONGGI_OFFLINE") != "" && os.Getenv("ONGGI_OFFLINE") != "0", "ask no registry for anything (ONGGI_OFFLINE)")
 	f.Lookup("offline").DefValue = "false"
-	f.Lookup("root").DefValue, f.Lookup("run-root").DefValue = "", ""
+	f.Lookup("root").DefValue, f.Lookup("run-root").DefValue, f.Lookup("keep-blobs").DefValue = "", "", ""
 	root.Flags().SetInterspersed(false)
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(a.help)

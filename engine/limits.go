@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/image"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,6 +27,19 @@ type Limits struct {
 	// Trash is how long what was removed can be brought back; 24 hours when TrashSet is false. 0: not at all.
 	Trash    time.Duration `json:"trash,omitempty"`
 	TrashSet bool          `json:"trashSet,omitempty"`
+	// KeepBlobs is what becomes of the blobs of layers that are unpacked; "" is image.KeepAuto.
+	KeepBlobs image.Keep `json:"keepBlobs,omitempty"`
+}
+
+// keepBlobs is what is asked for with this command, or once and for all, or the default.
+func (e *Engine) keepBlobs() image.Keep {
+	if e.o.KeepBlobs != "" {
+		return image.Keep(e.o.KeepBlobs)
+	}
+	if l, err := e.Limits(); err == nil && l.KeepBlobs != "" {
+		return l.KeepBlobs
+	}
+	return image.KeepAuto
 }
 
 const (
@@ -44,7 +58,7 @@ func (e *Engine) Limits() (Limits, error) {
 	case err != nil:
 		return l, err
 	default:
-		if err := json.Unmarshal(b, &l); err != nil || l.Quota < 0 || l.Reserve < 0 || l.Trash < 0 {
+		if err := json.Unmarshal(b, &l); err != nil || l.Quota < 0 || l.Reserve < 0 || l.Trash < 0 || l.KeepBlobs != "" && l.KeepBlobs.Check() != nil {
 			return l, &errdefs.Error{
 				Op: "read", What: e.limitsPath(), Kind: errdefs.Corrupt, Err: err, Why: "it does not hold limits",
 				Fix: "set them again: onggi system limits --quota SIZE --reserve SIZE --trash DURATION",

@@ -29,6 +29,7 @@ type Options struct {
 	Self         []string // command line that runs `onggi` on the same roots, for the monitor's Cleanup
 	CgroupParent string   // control group of all containers; default "/onggi"
 	Bridge       string   // name of the bridge; default as package network's
+	KeepBlobs    string   // what becomes of layers' blobs (image.Keep); default what the limits say, image.KeepAuto
 }
 
 // Engine is a store and its containers. Open is cheap: it opens and makes nothing that the command does not use.
@@ -175,6 +176,7 @@ func (e *Engine) Images() (*image.Store, error) {
 			return nil, err
 		}
 		i.SetGuard(guard{e})
+		i.SetKeep(e.keepBlobs)
 		i.AlsoNeeds(e.builtLayers)
 		i.SetNotify(func(action, id, name string) {
 			e.Emit(events.Image, action, id, map[string]string{"name": name})

@@ -298,7 +298,7 @@ func (s *Store) checkLayer(ctx context.Context, r *Report, d checked, o CheckOpt
 	r.Layers++
 	busy := o.Busy != nil && slices.ContainsFunc(d.ids, o.Busy)
 	verify := func() (string, error) {
-		rc, err := s.content.Open(d.desc)
+		rc, err := s.openArchive(ctx, d.desc, d.diffID)
 		if err != nil {
 			return "", err
 		}
@@ -308,7 +308,15 @@ func (s *Store) checkLayer(ctx context.Context, r *Report, d checked, o CheckOpt
 	layer := Problem{What: "layer", Digest: string(d.diffID), Images: d.images}
 	size, err := s.content.Stat(d.desc.Digest)
 	present := err == nil
-	if errdefs.Is(err, errdefs.NotFound) {
+	rebuilt := errdefs.Is(err, errdefs.NotFound) && s.rebuildable(d.desc, d.diffID) != nil
+	if rebuilt { // its files are compared with its digest, and its tree with what they give
+		size = d.desc.Size
+		defer func() {
+			if s.droppable(d.desc) != nil && s.rebuildable(d.desc, d.diffID) != nil {
+				_ = s.content.Delete(d.desc.Digest) // what was fetched for the repair
+			}
+		}()
+	} else if errdefs.Is(err, errdefs.NotFound) {
 		if _, err := s.snapshots.Layer(d.diffID); err == nil {
 			r.Unproven++ // a layer that was here already is not fetched, so it may have no blob of this name
 			return nil
@@ -326,6 +334,24 @@ func (s *Store) checkLayer(ctx context.Context, r *Report, d checked, o CheckOpt
 		return err
 	}
 	differs, err := verify()
+	if rebuilt && errdefs.Is(err, errdefs.Corrupt) {
+		layer.Why = err.Error()
+		switch {
+		case !o.Repair:
+			layer.Fix = repairFix(d, o, nil)
+		case busy:
+			layer.Fix = "stop the containers of these images, and check again with --repair"
+		default:
+			if err = s.refetch(ctx, d, o.Registry, false); err == nil {
+				_, err = verify()
+			}
+			if layer.Repaired = err == nil; !layer.Repaired {
+				layer.Fix = repairFix(d, o, err)
+			}
+		}
+		r.Problems = append(r.Problems, layer)
+		return ctx.Err()
+	}
 	if errdefs.Is(err, errdefs.Corrupt) && present && s.damaged(d.desc) {
 		p := Problem{What: "blob", Digest: string(d.desc.Digest), Images: d.images, Why: err.Error()}
 		if o.Repair {

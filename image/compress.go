@@ -13,7 +13,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
-	"github.com/onggi/onggi/archive"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/registry"
 	"github.com/opencontainers/go-digest"
@@ -100,6 +99,10 @@ func (s *Store) compress(ctx context.Context, l *lease, m ocispec.Manifest, c Co
 	)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	diffIDs := s.diffIDs(m.Config.Digest)
+	if len(diffIDs) != len(m.Layers) { // what has none is never made again
+		diffIDs = make([]digest.Digest, len(m.Layers))
+	}
 	for i, d := range m.Layers {
 		if !plainLayer(d.MediaType) && (!force || d.MediaType == c.mediaType() && c.Level == 0) || force && plainLayer(d.MediaType) && c.Name == "none" {
 			continue
@@ -108,7 +111,7 @@ func (s *Store) compress(ctx context.Context, l *lease, m ocispec.Manifest, c Co
 		wg.Go(func() {
 			turns <- struct{}{}
 			defer func() { <-turns }()
-			got, err := s.compressLayer(ctx, l, d, c)
+			got, err := s.compressLayer(ctx, l, d, diffIDs[i], c)
 			if err != nil {
 				once.Do(func() { first = err; cancel(err) })
 				return
@@ -132,16 +135,11 @@ func (s *Store) compress(ctx context.Context, l *lease, m ocispec.Manifest, c Co
 	return out, changed, nil
 }
 
-func (s *Store) compressLayer(ctx context.Context, l *lease, d ocispec.Descriptor, c Compression) (ocispec.Descriptor, error) {
+func (s *Store) compressLayer(ctx context.Context, l *lease, d ocispec.Descriptor, diffID digest.Digest, c Compression) (ocispec.Descriptor, error) {
 	if err := s.room(ctx, d.Size); err != nil { // it will be smaller
 		return d, err
 	}
-	r, err := s.content.Open(d)
-	if err != nil {
-		return d, err
-	}
-	defer r.Close()
-	plain, _, err := archive.Decompress(r)
+	plain, err := s.openArchive(ctx, d, diffID)
 	if err != nil {
 		return d, err
 	}

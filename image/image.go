@@ -40,6 +40,7 @@ type Store struct {
 	content   *content.Store
 	snapshots *snapshot.Store
 	guard     Guard                             // may be nil
+	keep      func() Keep                       // may be nil
 	also      []func() ([]digest.Digest, error) // see AlsoNeeds
 	notify    func(action, id string, name string)
 }

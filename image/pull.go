@@ -488,8 +488,10 @@ type fetching struct {
 	batch *snapshot.Batch
 	turns chan struct{} // of unpacking, which is bound by the processors
 
-	mu    sync.Mutex
-	blobs []*content.Ingest // verified, to be committed; guarded by mu
+	mu      sync.Mutex
+	blobs   []*content.Ingest    // verified, to be committed; guarded by mu, as the next two
+	dropped []*content.Ingest    // verified, not to be kept: their layers can give them back
+	stored  []ocispec.Descriptor // blobs of the store that are to go for the same reason
 }
 
 // all brings the layers with the given positions in; the first error ends the others.
@@ -533,13 +535,25 @@ func (f *fetching) commit(ctx context.Context) error {
 			return err
 		}
 	}
+	// From here on the layers give these back. Until now they were kept, for a pull that goes on.
+	for _, w := range f.dropped {
+		w.Discard()
+		if err := w.Close(); err != nil {
+			return err
+		}
+	}
+	for _, d := range f.stored {
+		if err := f.s.content.Delete(d.Digest); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // close gives up what is not committed.
 func (f *fetching) close() error {
 	errs := []error{f.batch.Close()}
-	for _, w := range f.blobs {
+	for _, w := range append(f.blobs, f.dropped...) {
 		errs = append(errs, w.Close())
 	}
 	return errors.Join(errs...)
@@ -579,7 +593,13 @@ func (f *fetching) unpackStored(ctx context.Context, desc ocispec.Descriptor, di
 			return err
 		}
 		defer r.Close()
-		return f.unpack(ctx, desc, diffID, r)
+		layer, err := f.unpack(ctx, desc, diffID, r)
+		if err == nil && layer.Blob != nil {
+			f.mu.Lock()
+			f.stored = append(f.stored, desc)
+			f.mu.Unlock()
+		}
+		return err
 	}, nil)
 	if err == nil {
 		f.progress.event(desc.Digest, f.complete, desc.Size, desc.Size)
@@ -588,15 +608,15 @@ func (f *fetching) unpackStored(ctx context.Context, desc ocispec.Descriptor, di
 }
 
 // unpack waits for its turn and unpacks what r gives.
-func (f *fetching) unpack(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, r io.Reader) error {
+func (f *fetching) unpack(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, r io.Reader) (*snapshot.Layer, error) {
 	select {
 	case f.turns <- struct{}{}:
 		defer func() { <-f.turns }()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
-	_, err := f.batch.Unpack(ctx, diffID, &counter{r: r, step: func(n int64) { f.progress.moving(desc.Digest, "Extracting", n, desc.Size) }})
-	return err
+	counted := &counter{r: r, step: func(n int64) { f.progress.moving(desc.Digest, "Extracting", n, desc.Size) }}
+	return f.batch.UnpackFrom(ctx, diffID, counted, f.s.droppable(desc))
 }
 
 // fetchAndUnpack downloads a layer into the blob store and unpacks it while it arrives. Its unpacking cannot end before
@@ -639,8 +659,9 @@ func (f *fetching) fetchAndUnpack(ctx context.Context, desc ocispec.Descriptor, 
 	if err != nil {
 		return err
 	}
-	err = steps.Do("unpack", func() error {
-		err := f.unpack(ctx, desc, diffID, w.Follow(ctx))
+	var layer *snapshot.Layer
+	err = steps.Do("unpack", func() (err error) {
+		layer, err = f.unpack(ctx, desc, diffID, w.Follow(ctx))
 		if err != nil {
 			cancel(err)
 		}
@@ -656,7 +677,11 @@ func (f *fetching) fetchAndUnpack(ctx context.Context, desc ocispec.Descriptor, 
 	}
 	steps.Done()
 	f.mu.Lock()
-	f.blobs = append(f.blobs, w)
+	if layer.Blob != nil {
+		f.dropped = append(f.dropped, w)
+	} else {
+		f.blobs = append(f.blobs, w)
+	}
 	f.mu.Unlock()
 	f.progress.event(desc.Digest, f.complete, desc.Size, desc.Size)
 	return nil

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/onggi/onggi/content"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/reference"
 	"github.com/onggi/onggi/registry"
@@ -418,23 +417,26 @@ func (p *pushing) blob(ctx context.Context, d ocispec.Descriptor, id digest.Dige
 	if err != nil {
 		return err
 	}
-	b, err := p.s.openLayer(d)
-	if err != nil {
-		if !errdefs.Is(err, errdefs.NotFound) || len(from) == 0 {
-			return err
-		}
-		b = nil // it may still be taken over
+	b, err := p.s.content.OpenAt(d)
+	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
+		return err
 	}
 	o := registry.PushOptions{Missing: true, From: from, Progress: func(n int64) {
 		if id != "" {
 			p.progress.moving(id, "Pushing", n, d.Size)
 		}
 	}}
-	var body readerAt = b
-	if b == nil {
-		body = absent{err}
-	} else {
+	var body readerAt
+	if err == nil {
+		body = b
 		defer b.Close()
+	} else { // it may be taken over, or be made again
+		lazy := &lazyBlob{s: p.s, ctx: ctx, d: d, diffID: id, say: func() { say("Rebuilding", 0) }}
+		if p.s.rebuildable(d, id) == nil && len(from) == 0 {
+			return p.s.rebuild(ctx, d, id) // says why it is not here
+		}
+		body = lazy
+		defer lazy.Close()
 	}
 	how, where, err := p.o.Registry.PushBlob(ctx, p.ref, d, body, o)
 	if err != nil {
@@ -456,25 +458,6 @@ func (p *pushing) blob(ctx context.Context, d ocispec.Descriptor, id digest.Dige
 
 type readerAt interface {
 	ReadAt([]byte, int64) (int, error)
-}
-
-// absent is a blob that is not here.
-type absent struct{ err error }
-
-func (a absent) ReadAt([]byte, int64) (int, error) { return 0, a.err }
-
-// openLayer opens a blob to be pushed or saved. A pull does not fetch the blob of a layer that is unpacked here already;
-// then there is none.
-func (s *Store) openLayer(d ocispec.Descriptor) (*content.Blob, error) {
-	b, err := s.content.OpenAt(d)
-	if errdefs.Is(err, errdefs.NotFound) {
-		return nil, &errdefs.Error{
-			What: "the layer " + short(d.Digest), Kind: errdefs.NotFound,
-			Why: "its compressed form is not here: it was not fetched, because its files were here already",
-			Fix: "fetch it: onggi rmi the image and pull it again", Err: err,
-		}
-	}
-	return b, err
 }
 
 // mountable lists the other repositories of the registry that have a blob, as far as names here tell.

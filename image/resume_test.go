@@ -141,6 +141,7 @@ func TestPullFromARegistryThatMisbehaves(t *testing.T) {
 			if got, limit := w.bytesGot(), size+c.extra+1<<20+16<<20; got > limit {
 				t.Errorf("%d bytes were sent for %d", got, size)
 			}
+			must(t, s.rebuild(bg, i.layers[0].desc, i.layers[0].diffID))
 			if r, err := s.content.Open(i.layers[0].desc); err != nil {
 				t.Error(err)
 			} else if _, err := io.Copy(io.Discard, r); err != nil {

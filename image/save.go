@@ -404,12 +404,17 @@ func saveDocument(to sink, b smallBlob, done map[digest.Digest]bool) error {
 
 // saveBlobs writes a manifest with its blobs, each once.
 func (s *Store) saveBlobs(ctx context.Context, to sink, img pushed, done map[digest.Digest]bool) error {
-	for _, d := range append(slices.Clone(img.manifest.Layers), img.manifest.Config) {
+	diffIDs := s.diffIDs(img.manifest.Config.Digest)
+	for i, d := range append(slices.Clone(img.manifest.Layers), img.manifest.Config) {
 		if done[d.Digest] {
 			continue
 		}
 		done[d.Digest] = true
-		if err := s.saveBlob(ctx, to, d, blobName(d.Digest)); err != nil {
+		var diffID digest.Digest
+		if len(diffIDs) == len(img.manifest.Layers) && i < len(diffIDs) {
+			diffID = diffIDs[i]
+		}
+		if err := s.saveBlob(ctx, to, d, diffID, blobName(d.Digest)); err != nil {
 			return err
 		}
 	}
@@ -417,14 +422,15 @@ func (s *Store) saveBlobs(ctx context.Context, to sink, img pushed, done map[dig
 }
 
 // saveBlob writes a blob as it is, verified while it is read.
-func (s *Store) saveBlob(ctx context.Context, to sink, d ocispec.Descriptor, name string) error {
+func (s *Store) saveBlob(ctx context.Context, to sink, d ocispec.Descriptor, diffID digest.Digest, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	b, err := s.openLayer(d)
+	b, forget, err := s.openBlob(ctx, d, diffID)
 	if err != nil {
 		return err
 	}
+	defer forget()
 	_ = b.Close()
 	r, err := s.content.Open(d)
 	if err != nil {
@@ -475,7 +481,11 @@ func (s *Store) saveDocker(ctx context.Context, to sink, images []*saved) error 
 				r.Layers = append(r.Layers, blobName(d.Digest))
 				if !done[d.Digest] {
 					done[d.Digest] = true
-					if err := s.saveBlob(ctx, to, d, blobName(d.Digest)); err != nil {
+					var diffID digest.Digest
+					if len(diffIDs) == len(img.manifest.Layers) {
+						diffID = diffIDs[i]
+					}
+					if err := s.saveBlob(ctx, to, d, diffID, blobName(d.Digest)); err != nil {
 						return err
 					}
 				}
@@ -495,7 +505,7 @@ func (s *Store) saveDocker(ctx context.Context, to sink, images []*saved) error 
 		}
 		if c := img.manifest.Config; !done[c.Digest] {
 			done[c.Digest] = true
-			if err := s.saveBlob(ctx, to, c, r.Config); err != nil {
+			if err := s.saveBlob(ctx, to, c, "", r.Config); err != nil {
 				return err
 			}
 		}

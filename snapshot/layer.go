@@ -53,7 +53,7 @@ func (s *Store) UnpackNew(ctx context.Context, r io.Reader, claim func(diffID di
 }
 
 func (s *Store) unpackUnknown(ctx context.Context, r io.Reader, whiteouts string, claim func(digest.Digest) error) (l *Layer, err error) {
-	u, err := s.unpack(ctx, "", r, whiteouts)
+	u, err := s.unpack(ctx, "", r, whiteouts, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +154,12 @@ func (b *Batch) Missing() []digest.Digest { return slices.Clone(b.missing) }
 // digest is diffID. It may be called from several goroutines. A layer that is there already, or unpacked by this batch,
 // is not read. Nothing of the layer stays after an error, and it may be tried again.
 func (b *Batch) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (*Layer, error) {
+	return b.UnpackFrom(ctx, diffID, r, nil)
+}
+
+// UnpackFrom is Unpack of a blob whose digest and size are given: the layer keeps what is needed to make that blob again,
+// if that is possible (Layer.Blob). The blob is identified by its beginning: whoever makes it again compares the digest.
+func (b *Batch) UnpackFrom(ctx context.Context, diffID digest.Digest, r io.Reader, from *Blob) (*Layer, error) {
 	b.mu.Lock()
 	if u := b.ready[diffID]; u != nil {
 		b.mu.Unlock()
@@ -170,7 +176,7 @@ func (b *Batch) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (
 	b.busy[diffID] = true
 	b.mu.Unlock()
 
-	u, err := b.s.unpack(ctx, diffID, r, "overlay")
+	u, err := b.s.unpack(ctx, diffID, r, "overlay", from)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.busy, diffID)
@@ -181,8 +187,8 @@ func (b *Batch) Unpack(ctx context.Context, diffID digest.Digest, r io.Reader) (
 	return u.layer, nil
 }
 
-// unpack writes the layer into a directory of its own in ingest/.
-func (s *Store) unpack(ctx context.Context, diffID digest.Digest, r io.Reader, whiteouts string) (_ *unpacked, err error) {
+// unpack writes the layer into a directory of its own in ingest/. from is the blob that may have to be made again, or nil.
+func (s *Store) unpack(ctx context.Context, diffID digest.Digest, r io.Reader, whiteouts string, from *Blob) (_ *unpacked, err error) {
 	u := &unpacked{layer: &Layer{DiffID: diffID}}
 	steps := undo.New("snapshot")
 	defer steps.Undo(&err)
@@ -193,7 +199,7 @@ func (s *Store) unpack(ctx context.Context, diffID digest.Digest, r io.Reader, w
 	if err != nil {
 		return nil, s.fail("unpack the layer", string(diffID), err)
 	}
-	err = steps.Do("unpack", func() error { return s.write(ctx, u, r, whiteouts) }, nil)
+	err = steps.Do("unpack", func() error { return s.write(ctx, u, r, whiteouts, from) }, nil)
 	if err != nil {
 		return nil, s.fail("unpack the layer", string(diffID), err)
 	}
@@ -201,7 +207,7 @@ func (s *Store) unpack(ctx context.Context, diffID digest.Digest, r io.Reader, w
 }
 
 // write inflates, hashes and writes r at once, each in a goroutine of its own.
-func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader, whiteouts string) error {
+func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader, whiteouts string, from *Blob) (err error) {
 	root := u.dir.Name() + "/fs"
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return err
@@ -214,17 +220,27 @@ func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader, whiteouts s
 		return err
 	}
 	defer dir.Close()
-	plain, _, err := archive.Decompress(r)
-	if err != nil {
-		return err
-	}
-	defer plain.Close()
 	algorithm, o := digest.Canonical, archive.Options{Whiteouts: whiteouts}
 	if u.layer.DiffID != "" {
 		algorithm = u.layer.DiffID.Algorithm()
 	}
 	hash := algorithm.Hash()
-	ahead := archive.ReadAhead(&guarded{r: plain, low: s.guard}, hash)
+	taps := []io.Writer{hash}
+	var samples *samples
+	if from != nil {
+		if samples, err = newSamples(u.dir.Name() + "/" + layerRecipe); err != nil {
+			return err
+		}
+		defer samples.close()
+		r, o.Recipe = io.TeeReader(r, &samples.blob), samples.recipe
+		taps = append(taps, &samples.archive)
+	}
+	plain, _, err := archive.Decompress(r)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	ahead := archive.ReadAhead(&guarded{r: plain, low: s.guard}, taps...)
 	defer ahead.Close()
 	st, err := archive.Apply(ctx, ahead, dir, o)
 	if err != nil {
@@ -238,6 +254,11 @@ func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader, whiteouts s
 		}
 	}
 	*u.layer = Layer{DiffID: got, Size: st.Bytes, Entries: st.Entries, Implied: st.Implied, Opaque: st.Opaque, Created: time.Now().UTC()}
+	if from != nil {
+		if u.layer.Blob, err = samples.identify(*from, st.Rebuildable); err != nil {
+			return err
+		}
+	}
 	return writeRecord(u.dir.Name()+"/"+layerRecord, u.layer)
 }
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/onggi/onggi/archive"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/pathrs"
 	"github.com/opencontainers/go-digest"
@@ -98,9 +99,22 @@ type Layer struct {
 	// Opaque says that nothing of the layers below is seen through this one.
 	Opaque  bool      `json:"opaque,omitempty"`
 	Created time.Time `json:"created"`
+	// Blob is what the layer was unpacked from, if that can be made again out of the layer (WriteTo, archive.Recompress).
+	Blob *Blob `json:"blob,omitempty"`
 }
 
-const layerRecord = "layer.json"
+// Blob is the form in which a layer came.
+type Blob struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+	Form   archive.Form  `json:"form"`
+	Head   []byte        `json:"head,omitempty"` // of the gzip stream
+}
+
+const (
+	layerRecord = "layer.json"
+	layerRecipe = "recipe" // what archive.Rebuild wants
+)
 
 // Layer returns the record, or an error of kind NotFound.
 func (s *Store) Layer(diffID digest.Digest) (*Layer, error) {

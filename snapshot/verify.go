@@ -30,7 +30,12 @@ func (s *Store) Verify(ctx context.Context, diffID digest.Digest, r io.Reader, r
 		return "", err
 	}
 	defer func() { err = errors.Join(err, l.unlock()) }()
-	u, err := s.unpack(ctx, diffID, r, "overlay")
+	old, oldErr := s.Layer(diffID)
+	var from *Blob // what could be made of the old tree can be made of the new one
+	if oldErr == nil {
+		from = old.Blob
+	}
+	u, err := s.unpack(ctx, diffID, r, "overlay", from)
 	if err != nil {
 		return "", err
 	}
@@ -42,7 +47,7 @@ func (s *Store) Verify(ctx context.Context, diffID digest.Digest, r io.Reader, r
 			err = errors.Join(err, s.drop(u.dir))
 		}
 	}()
-	old, err := s.Layer(diffID)
+	err = oldErr
 	switch {
 	case errdefs.Is(err, errdefs.NotFound):
 		differs = "it is not unpacked"

@@ -295,16 +295,17 @@ func (b *bench) pushVersion(tag string) error {
 		return err
 	}
 	m.Config.Digest, m.Config.Size = digest.FromBytes(raw), int64(len(raw))
-	for _, blob := range [][]byte{packed.Bytes(), raw} {
-		if err := b.putBlob(blob); err != nil {
-			return err
-		}
+	if err := b.putBlob(m.Layers[len(m.Layers)-1], &packed); err != nil {
+		return err
+	}
+	if err := b.putBlob(m.Config, bytes.NewReader(raw)); err != nil {
+		return err
 	}
 	doc, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	return put("http://"+registryAddr+"/v2/bench/manifests/"+tag, m.MediaType, doc)
+	return put("http://"+registryAddr+"/v2/bench/manifests/"+tag, m.MediaType, int64(len(doc)), bytes.NewReader(doc))
 }
 
 func (b *bench) fetchJSON(path string, into any) error {
@@ -324,7 +325,7 @@ func (b *bench) fetchJSON(path string, into any) error {
 	return json.NewDecoder(r.Body).Decode(into)
 }
 
-func (b *bench) putBlob(blob []byte) error {
+func (b *bench) putBlob(d ocispec.Descriptor, body io.Reader) error {
 	r, err := http.Post("http://"+registryAddr+"/v2/bench/blobs/uploads/", "", nil)
 	if err != nil {
 		return err
@@ -339,14 +340,15 @@ func (b *bench) putBlob(blob []byte) error {
 	if strings.Contains(to, "?") {
 		sep = "&"
 	}
-	return put(to+sep+"digest="+string(digest.FromBytes(blob)), "application/octet-stream", blob)
+	return put(to+sep+"digest="+string(d.Digest), "application/octet-stream", d.Size, body)
 }
 
-func put(url, mediaType string, b []byte) error {
-	req, err := http.NewRequest(http.MethodPut, url, bytes.NewReader(b))
+func put(url, mediaType string, size int64, body io.Reader) error {
+	req, err := http.NewRequest(http.MethodPut, url, io.NopCloser(body))
 	if err != nil {
 		return err
 	}
+	req.ContentLength = size
 	req.Header.Set("Content-Type", mediaType)
 	r, err := http.DefaultClient.Do(req)
 	if err != nil {

@@ -22,6 +22,9 @@ type containerFlags struct {
 	memory, memorySwap, cpus, cpuShares, cpusetCPUs, pidsLimit, oomScore string
 	shmSize, network, stopSignal, stopTimeout, pull, platform, runtime   string
 	logDriver, cidfile, volumeDriver, restart                            string
+	healthCmd, healthInterval, healthTimeout, healthRetries              string
+	healthStartPeriod, healthStartInterval, onUnhealthy                  string
+	noHealth                                                             bool
 	interactive, tty, rm, readOnly, privileged, init, quiet              bool
 
 	more moreFlags
@@ -51,6 +54,14 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 	list(&f.label, "label", "l", "label the container with `KEY=VALUE`")
 	fs.BoolVar(&f.init, "init", false, "put a process 1 in front of the command that reaps orphans and forwards signals")
 	text(&f.restart, "restart", "", "start it again when it ends: `policy` no, on-failure[:count], always or unless-stopped (default no)")
+	text(&f.healthCmd, "health-cmd", "", "`command` line that says by its exit code whether the container is healthy (default the image's)")
+	text(&f.healthInterval, "health-interval", "", "`time` between two checks (default 30s)")
+	text(&f.healthTimeout, "health-timeout", "", "`time` after which a check has failed (default 30s)")
+	text(&f.healthRetries, "health-retries", "", "`number` of failures in a row that make it unhealthy (default 3)")
+	text(&f.healthStartPeriod, "health-start-period", "", "`time` in which failures do not count (default 0s)")
+	text(&f.healthStartInterval, "health-start-interval", "", "`time` between two checks in the start period (default 5s)")
+	fs.BoolVar(&f.noHealth, "no-healthcheck", false, "do not check, whatever the image says")
+	text(&f.onUnhealthy, "on-unhealthy", "", "`action` when it becomes unhealthy: restart, stop or none (default none)")
 	text(&f.stopSignal, "stop-signal", "", "`signal` that stop sends (default the image's, or SIGTERM)")
 	text(&f.stopTimeout, "stop-timeout", "", "`seconds` that stop waits before it kills (default 10)")
 
@@ -97,6 +108,8 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 			name = "network"
 		case "dns-opt":
 			name = "dns-option"
+		case "health-on-failure": // podman's
+			name = "on-unhealthy"
 		}
 		return pflag.NormalizedName(name)
 	})
@@ -143,6 +156,10 @@ func example(flag string) string {
 		return "--add-host db:192.0.2.7"
 	case "--platform":
 		return "--platform linux/arm64"
+	case "--health-interval", "--health-timeout", "--health-start-period", "--health-start-interval":
+		return flag + " 10s"
+	case "--health-retries":
+		return "--health-retries 3"
 	case "--restart":
 		return "--restart on-failure:5, or --restart unless-stopped"
 	case "--stop-timeout", "--time":
@@ -486,7 +503,7 @@ func (f *containerFlags) connect(c *engine.Config, _ func(string) bool) error {
 	return nil
 }
 
-func (f *containerFlags) life(c *engine.Config, _ func(string) bool) error {
+func (f *containerFlags) life(c *engine.Config, given func(string) bool) error {
 	if f.stopSignal != "" {
 		if _, err := spec.ParseSignal("--stop-signal", f.stopSignal); err != nil {
 			return &exit{125, err}
@@ -509,6 +526,9 @@ func (f *containerFlags) life(c *engine.Config, _ func(string) bool) error {
 		return reading("--restart", f.restart, err)
 	}
 	c.Restart = p
+	if err := f.health(c, given); err != nil {
+		return err
+	}
 	switch f.pull {
 	case "", "missing", "always", "never":
 		c.Pull = f.pull

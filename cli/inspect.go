@@ -13,6 +13,7 @@ import (
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/network"
 	"github.com/onggi/onggi/reference"
+	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/onggi/onggi/spec"
 	"github.com/onggi/onggi/volume"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -153,6 +154,7 @@ type stateJSON struct {
 	Error      string
 	StartedAt  string
 	FinishedAt string
+	Health     *monitor.HealthState `json:",omitempty"`
 }
 
 type hostConfigJSON struct {
@@ -269,8 +271,9 @@ type configJSON struct {
 	WorkingDir   string
 	Entrypoint   []string
 	Labels       map[string]string
-	StopSignal   string `json:",omitempty"`
-	StopTimeout  *int   `json:",omitempty"`
+	StopSignal   string        `json:",omitempty"`
+	StopTimeout  *int          `json:",omitempty"`
+	Healthcheck  *image.Health `json:",omitempty"`
 }
 
 type networkJSON struct {
@@ -331,6 +334,7 @@ func inspectContainer(k *engine.Container, img *image.Image) *containerJSON {
 			StartedAt: stamp(k.StartedAt), FinishedAt: stamp(time.Time{}),
 		},
 	}
+	j.State.Health = k.Health
 	if j.State.Running {
 		j.State.Pid = k.Pid
 	}
@@ -486,6 +490,7 @@ func inspectConfig(k *engine.Container, img *image.Image) configJSON {
 	j := configJSON{
 		Hostname: c.Hostname, Domainname: c.Domainname, User: c.User, Tty: c.Tty, OpenStdin: c.OpenStdin, Env: c.Env, Cmd: c.Args, Image: c.Image,
 		WorkingDir: c.Workdir, Entrypoint: c.Entrypoint, Labels: map[string]string{}, StopSignal: c.StopSignal, StopTimeout: c.StopTimeout,
+		Healthcheck: k.Healthcheck,
 	}
 	if j.Hostname == "" && c.Network != "host" {
 		j.Hostname = shortID(k.ID)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/network"
+	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/onggi/onggi/spec"
 	"github.com/spf13/cobra"
 )
@@ -113,8 +114,13 @@ func statusText(k *engine.Container, now time.Time) string {
 	switch k.Status {
 	case engine.Running:
 		up := "Up " + humanTime(now.Sub(k.StartedAt))
-		if k.Paused {
+		switch {
+		case k.Paused:
 			up += " (Paused)"
+		case k.Health != nil && k.Health.Status == monitor.Starting:
+			up += " (health: starting)"
+		case k.Health != nil:
+			up += " (" + k.Health.Status + ")"
 		}
 		return up
 	case engine.Restarting:

@@ -165,6 +165,9 @@ func normalize(c Config) (Config, error) {
 	if len(c.Ports) > 0 && c.Network != "bridge" {
 		return c, invalid("--publish", "", "a port can only be published with --network bridge", "drop -p, or use the bridge")
 	}
+	if err := c.checkHealth(); err != nil {
+		return c, err
+	}
 	if err := c.Restart.Check(); err != nil {
 		return c, err
 	}
@@ -368,6 +371,11 @@ func (h *held) describe(img *image.Image) error {
 		}
 	}
 	r.Warnings = nil
+	r.Shell = img.Shell
+	r.Healthcheck = r.Config.health(img.Health)
+	if r.Healthcheck == nil && (r.Config.Health != nil && !r.Config.noHealth() || r.Config.OnUnhealthy != "" && r.Config.OnUnhealthy != "none") {
+		r.Warnings = append(r.Warnings, "the image has no health check and --health-cmd was not given: the other --health options do nothing")
+	}
 	if a := img.Config.Architecture; a != "" && a != runtime.GOARCH {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the image's platform (linux/%s) does not match the host's (linux/%s)", a, runtime.GOARCH))
 	}

@@ -3,6 +3,7 @@ package engine
 import (
 	"time"
 
+	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/network"
 	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/onggi/onggi/spec"
@@ -18,6 +19,8 @@ type Config struct {
 	Platform   *ocispec.Platform `json:"platform,omitempty"`
 	AutoRemove bool              `json:"autoRemove,omitempty"`
 	Restart    RestartPolicy     `json:"restart,omitzero"`
+	// Health is what the user says of the health check; what is left open is the image's. nil: the image's.
+	Health *image.Health `json:"health,omitempty"`
 	// OnUnhealthy is what happens when the health check fails: "" or "none", "restart", "stop".
 	OnUnhealthy string            `json:"onUnhealthy,omitempty"`
 	Runtime     []string          `json:"runtime,omitempty"` // foreign OCI runtime
@@ -57,6 +60,9 @@ type Container struct {
 	ID      string        `json:"id"` // 64 hex digits
 	Config  Config        `json:"config"`
 	ImageID digest.Digest `json:"imageID"`
+	// Healthcheck is the check that is run; nil: none. Health is what came of it; nil: none, or never started.
+	Healthcheck *image.Health        `json:"healthcheck,omitempty"`
+	Health      *monitor.HealthState `json:"-"`
 	// RestartCount is how often the restart policy has started it since the user has.
 	RestartCount int                 `json:"restartCount,omitempty"`
 	Created      time.Time           `json:"created"`

@@ -47,6 +47,41 @@ func (e *Engine) ExecCommand(ctx context.Context, idOrName string, c ExecConfig)
 		return nil, paused("exec in", idOrName)
 	}
 	run := e.runDir(r.ID)
+	p, err := e.process(r, c)
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	path, err := writeProcess(filepath.Join(run, "exec"), b)
+	if err != nil {
+		return nil, err
+	}
+	id, command := newID(), strings.Join(c.Args, " ")
+	r.emit(e, "exec_create: "+command, "execID", id)
+	r.emit(e, "exec_start: "+command, "execID", id)
+	if argv = r.Config.Runtime; len(argv) == 0 {
+		bin, err := e.runtime()
+		if err != nil {
+			return nil, err
+		}
+		argv = []string{bin}
+	}
+	argv = append(append([]string{}, argv...), "--root", e.runtimeRoot(), "exec", "--process", path)
+	if len(r.Config.Runtime) == 0 { // another runtime has one code for all that can go wrong
+		argv = append(argv, "--shell-codes")
+	}
+	if c.Detach {
+		argv = append(argv, "--detach")
+	}
+	return append(argv, r.ID), nil
+}
+
+// process is the process of a command in a container whose config.json is written.
+func (e *Engine) process(r *record, c ExecConfig) (*runspec.Process, error) {
+	run := e.runDir(r.ID)
 	b, err := readBounded(filepath.Join(run, "config.json"), maxState)
 	if err != nil {
 		return nil, err
@@ -81,35 +116,7 @@ func (e *Engine) ExecCommand(ctx context.Context, idOrName string, c ExecConfig)
 	if err != nil {
 		return nil, err
 	}
-	p, err := spec.Process(&s, x, held)
-	if err != nil {
-		return nil, err
-	}
-	if b, err = json.Marshal(p); err != nil {
-		return nil, err
-	}
-	path, err := writeProcess(filepath.Join(run, "exec"), b)
-	if err != nil {
-		return nil, err
-	}
-	id, command := newID(), strings.Join(c.Args, " ")
-	r.emit(e, "exec_create: "+command, "execID", id)
-	r.emit(e, "exec_start: "+command, "execID", id)
-	if argv = r.Config.Runtime; len(argv) == 0 {
-		bin, err := e.runtime()
-		if err != nil {
-			return nil, err
-		}
-		argv = []string{bin}
-	}
-	argv = append(append([]string{}, argv...), "--root", e.runtimeRoot(), "exec", "--process", path)
-	if len(r.Config.Runtime) == 0 { // another runtime has one code for all that can go wrong
-		argv = append(argv, "--shell-codes")
-	}
-	if c.Detach {
-		argv = append(argv, "--detach")
-	}
-	return append(argv, r.ID), nil
+	return spec.Process(&s, x, held)
 }
 
 // writeProcess writes a process.json of a name of its own, and removes those that a runtime has read long ago.

@@ -28,6 +28,8 @@ type record struct {
 	// Anonymous are the volumes that die with the container (rm -v, --rm). They are named here before they are made.
 	Anonymous  []string `json:"anonymous,omitempty"`
 	CgroupPath string   `json:"cgroupPath"`
+	// Shell is the image's, for the health check.
+	Shell []string `json:"shell,omitempty"`
 	// Stopped: the user wanted it not to run any more; a start by the user takes it back.
 	Stopped bool `json:"stopped,omitempty"`
 	// Rest is how long the last pause before a restart was (policy.go).
@@ -445,6 +447,9 @@ func (e *Engine) effective(r *record) {
 	r.Paused = false
 	if r.Status == Restarting && !exists(e.restsPath(r.ID)) {
 		r.Status, r.Interrupted = Exited, true // a reboot has taken the file
+	}
+	if r.Healthcheck != nil && !r.StartedAt.IsZero() {
+		r.Health, _ = monitor.ReadHealth(e.stateDir(r.ID)) // nil is what there is to say of one that cannot be read
 	}
 	if r.Status != Running {
 		return

@@ -331,6 +331,10 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	if o.attached() {
 		h.emit("attach")
 	}
+	health, err := h.health()
+	if err != nil {
+		return nil, err
+	}
 	var client *monitor.Client
 	var made time.Time // when the container was there
 	var plant undo.Span
@@ -345,7 +349,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 			Runtime: r.Config.Runtime, RuntimeRoot: e.runtimeRoot(),
 			Terminal: r.Config.Tty, Width: o.Width, Height: o.Height, Init: r.Config.Init,
 			OpenStdin: r.Config.OpenStdin, StdinOnce: o.Stdin != nil,
-			Log: r.Config.Log, Cleanup: e.cleanupCommand(r.ID), Sync: !r.Config.AutoRemove, Journal: h.journal(),
+			Log: r.Config.Log, Cleanup: e.cleanupCommand(r.ID), Sync: !r.Config.AutoRemove, Journal: h.journal(), Health: health,
 			// Promised before the start: `true` has ended before any later word arrives, and what fails is ours to clean up.
 			Mine: true,
 		}, fds)

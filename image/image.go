@@ -99,6 +99,10 @@ type Image struct {
 	DiffIDs  []digest.Digest // bottom first
 	Size     int64           // bytes of file content of its layers
 	Created  time.Time
+
+	// Health and Shell are what docker's configuration has besides: nil when the image does not say. Get fills them.
+	Health *Health
+	Shell  []string
 }
 
 // anyName is one of the image's names, or its id.
@@ -171,6 +175,7 @@ func (s *Store) get(nameOrID string, want ocispec.Platform) (*Image, error) {
 	if err != nil {
 		return nil, &errdefs.Error{Op: "open the image", What: nameOrID, Kind: errdefs.Corrupt, Err: err}
 	}
+	img.Health, img.Shell = parseHealth(b)
 	img.DiffIDs = img.Config.RootFS.DiffIDs
 	if img.Config.Created != nil {
 		img.Created = *img.Config.Created

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -80,12 +81,12 @@ func childEnvironment() []string {
 	return env
 }
 
-// reapOrphans reaps ended children other than except, which somebody else waits for. Preconditions: server.reaping is
+// reapOrphans reaps ended children other than those of except, which somebody else waits for. Preconditions: server.reaping is
 // held, so that no runtime's operation waits for a child of its own.
-func reapOrphans(except int) {
+func reapOrphans(except ...int) {
 	for {
 		pid, err := sys.Zombie()
-		if err != nil || pid == 0 || pid == except {
+		if err != nil || pid == 0 || slices.Contains(except, pid) {
 			return
 		}
 		if _, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err != nil && err != unix.EINTR {

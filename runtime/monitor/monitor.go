@@ -43,6 +43,8 @@ type Config struct {
 	// Journal is the directory of package events: the container's start, signals and end are recorded there, with the
 	// attributes of the actor file (WriteActor). Empty: nothing is.
 	Journal string `json:"journal,omitempty"`
+	// Health is the container's health check; nil: it has none.
+	Health *Health `json:"health,omitempty"`
 }
 
 // LogConfig is the log's driver and bounds.

@@ -145,6 +145,10 @@ func (s *server) wake() {
 			c.e.interrupt()
 		}
 	}
+	select {
+	case s.nudge <- struct{}{}:
+	default:
+	}
 	for _, p := range s.io.pumps() {
 		p.mu.Lock()
 		_ = p.src.SetReadDeadline(past)
@@ -215,6 +219,17 @@ func (s *server) save(st *state) {
 	st.flag("sync", c.Sync)
 	if c.Journal != "" {
 		st.str("journal", c.Journal)
+	}
+	if h := c.Health; h != nil {
+		st.str("health", h.Command...)
+		st.str("healthpid", h.PidFile)
+		for i, n := range h.numbers() {
+			st.num("healthnum"+strconv.Itoa(i), *n)
+		}
+		st.str("healthon", h.On)
+	}
+	if s.exit.Unhealthy != "" {
+		st.str("unhealthy", s.exit.Unhealthy)
 	}
 	for name, n := range c.Fds {
 		st.str("held", name)
@@ -301,6 +316,13 @@ func Resume(fd int, adopt Adopter) int {
 	s.io.run()
 	go s.watch(s.pid)
 	go s.reap()
+	if h := s.cfg.Health; h != nil {
+		s.bar.join()
+		go s.checkHealth()
+		if s.exit.Unhealthy != "" {
+			s.endAfter(h.Grace)
+		}
+	}
 	time.AfterFunc(asleepAfter, func() { tidy(false) })
 	s.follow()
 	return s.end()
@@ -415,6 +437,19 @@ func (s *server) load(fd int) error {
 			c.StdinOnce, s.io.once = true, true
 		case "sync":
 			c.Sync = true
+		case "health":
+			if c.Health == nil {
+				c.Health = &Health{}
+			}
+			c.Health.Command = append(c.Health.Command, v)
+		case "healthpid":
+			c.Health.PidFile = v
+		case "healthnum0", "healthnum1", "healthnum2", "healthnum3", "healthnum4", "healthnum5", "healthnum6":
+			*c.Health.numbers()[key[len(key)-1]-'0'] = int64(n)
+		case "healthon":
+			c.Health.On = v
+		case "unhealthy":
+			s.exit.Unhealthy = v
 		case "journal":
 			c.Journal = v
 		case "held":

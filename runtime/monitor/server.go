@@ -74,6 +74,7 @@ func newServer() *server {
 	s := &server{
 		steps: undo.New("monitor"), peers: map[*peer]bool{}, bar: newBarrier(),
 		starts: make(chan chan error), abandoned: make(chan struct{}, 1), dead: make(chan struct{}),
+		nudge: make(chan struct{}, 1),
 	}
 	s.changed.L = &s.mu
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -103,7 +104,9 @@ type server struct {
 	abandoned chan struct{}
 	dead      chan struct{} // closed when the container's first process has ended
 
-	reaping sync.Mutex // held while a runtime's operation runs: its children are its own to wait for
+	reaping  sync.Mutex // held while a runtime's operation runs: its children are its own to wait for
+	checking int        // under reaping: the process of a health check, which that waits for
+	nudge    chan struct{}
 
 	mu        sync.Mutex // over all below
 	changed   sync.Cond
@@ -198,8 +201,10 @@ func (s *server) setUp() (err error) {
 			_ = f.Close()
 		}
 		// The record of an earlier run is not this run's.
-		if err := os.Remove(filepath.Join(s.cfg.StateDir, exitName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+		for _, name := range []string{exitName, healthName} {
+			if err := ignoreMissing(os.Remove(filepath.Join(s.cfg.StateDir, name))); err != nil {
+				return err
+			}
 		}
 		return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	}, nil)
@@ -323,6 +328,13 @@ func (s *server) start() error {
 	if ph != created || failed {
 		return &errdefs.Error{Op: "start", What: s.cfg.ID, Kind: errdefs.Conflict, Why: "it has been started"}
 	}
+	if s.cfg.Health != nil { // before anybody can see it run
+		if err := writeHealth(s.cfg.StateDir, &HealthState{Status: Starting, Log: []HealthResult{}}); err != nil {
+			s.failed(err)
+			s.destroy()
+			return nil
+		}
+	}
 	at := time.Now()
 	s.reaping.Lock()
 	err := s.steps.Do("start", s.proc.Start, nil)
@@ -350,6 +362,10 @@ func (s *server) start() error {
 	s.tell(s.started)
 	s.mu.Unlock()
 	s.record("start", at)
+	if s.cfg.Health != nil {
+		s.bar.join()
+		go s.checkHealth()
+	}
 	time.AfterFunc(settleAfter, s.settle)
 	return nil
 }
@@ -686,7 +702,7 @@ func (s *server) reap() {
 	var b [64]byte
 	for {
 		s.reaping.Lock()
-		reapOrphans(s.pid)
+		reapOrphans(s.pid, s.checking)
 		s.reaping.Unlock()
 		if _, err := c.Read(b[:]); err != nil {
 			return

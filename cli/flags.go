@@ -16,11 +16,13 @@ import (
 // it, so that every wrong value ends in the same kind of error.
 type containerFlags struct {
 	attach, env, envFile, groupAdd, label, ulimit, volume, mount, tmpfs  []string
-	capAdd, capDrop, securityOpt, device, sysctl, publish                []string
+	capAdd, capDrop, securityOpt, device, sysctl, publish, network       []string
+	networkAlias, link                                                   []string
+	ip, ip6, macAddress                                                  string
 	dns, dnsSearch, dnsOption, addHost, logOpt, volumesFrom              []string
 	name, hostname, workdir, user, entrypoint                            string
 	memory, memorySwap, cpus, cpuShares, cpusetCPUs, pidsLimit, oomScore string
-	shmSize, network, stopSignal, stopTimeout, pull, platform, runtime   string
+	shmSize, stopSignal, stopTimeout, pull, platform, runtime            string
 	logDriver, cidfile, volumeDriver, restart                            string
 	healthCmd, healthInterval, healthTimeout, healthRetries              string
 	healthStartPeriod, healthStartInterval, onUnhealthy                  string
@@ -89,7 +91,12 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 	list(&f.device, "device", "", "give a device: `host[:container][:rwm]`")
 	list(&f.sysctl, "sysctl", "", "kernel parameter `key=value` of the container's own namespaces")
 
-	text(&f.network, "network", "", "`network`: bridge, host or none (default bridge)")
+	list(&f.network, "network", "", "connect to a `network`: its name, bridge, host, none, container:NAME, or name=NETWORK,ip=,ip6=,alias=,mac-address=,gw-priority= (default bridge); repeat it")
+	text(&f.ip, "ip", "", "IPv4 `address` on the first network")
+	text(&f.ip6, "ip6", "", "IPv6 `address` on the first network")
+	text(&f.macAddress, "mac-address", "", "hardware `address` on the first network")
+	list(&f.networkAlias, "network-alias", "", "`name` under which others on the first network find the container; repeat it")
+	list(&f.link, "link", "", "find another container under a name: `container[:name]`")
 	list(&f.publish, "publish", "p", "publish a port: `[[ip:]host:]container[/protocol]`; ranges as 8000-8010")
 	list(&f.dns, "dns", "", "`address` of a name server")
 	list(&f.dnsSearch, "dns-search", "", "`domain` to search names in")
@@ -110,6 +117,8 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 			name = "dns-option"
 		case "health-on-failure": // podman's
 			name = "on-unhealthy"
+		case "net-alias":
+			name = "network-alias"
 		}
 		return pflag.NormalizedName(name)
 	})
@@ -463,13 +472,8 @@ func (f *containerFlags) security(c *engine.Config, _ func(string) bool) error {
 }
 
 func (f *containerFlags) connect(c *engine.Config, _ func(string) bool) error {
-	switch f.network {
-	case "", "default", "bridge":
-		c.Network = "bridge"
-	case "host", "none":
-		c.Network = f.network
-	default:
-		return reading("--network", f.network, &errdefs.Error{Why: "there is no such network", Fix: "use bridge, host or none"})
+	if err := f.networks(c); err != nil {
+		return err
 	}
 	var ports []network.Port
 	for _, s := range f.publish {
@@ -479,13 +483,13 @@ func (f *containerFlags) connect(c *engine.Config, _ func(string) bool) error {
 		}
 		ports = append(ports, p...)
 	}
-	if len(ports) > 0 && c.Network != "bridge" {
+	c.Ports = ports
+	if len(ports) > 0 && len(c.Links) == 0 && c.Network != "bridge" {
 		return reading("--publish", strings.Join(f.publish, " "), &errdefs.Error{
 			Why: "with --network " + c.Network + " there is no network of its own whose ports could be published",
 			Fix: "leave -p out, or use --network bridge",
 		})
 	}
-	c.Ports = ports
 	for _, s := range f.dns {
 		ip, err := parseDNS(s)
 		if err != nil {

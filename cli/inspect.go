@@ -297,6 +297,10 @@ type endpointJSON struct {
 	GlobalIPv6Address   string
 	GlobalIPv6PrefixLen int
 	MacAddress          string
+	NetworkID           string   `json:",omitempty"`
+	Interface           string   `json:",omitempty"` // inside: not docker's
+	Aliases             []string `json:",omitempty"`
+	DNSNames            []string `json:",omitempty"`
 }
 
 type imageJSON struct {
@@ -556,10 +560,33 @@ func inspectNetwork(k *engine.Container) networkJSON {
 	}
 	n.Gateway, n.IPAddress, n.IPPrefixLen, n.IPv6Gateway = e.Gateway, e.IPAddress, e.IPPrefixLen, e.IPv6Gateway
 	n.GlobalIPv6Address, n.GlobalIPv6PrefixLen, n.MacAddress = e.GlobalIPv6Address, e.GlobalIPv6PrefixLen, e.MacAddress
-	if k.Config.Network != "" {
+	if at := k.Network; at != nil && len(at.Networks) > 0 && k.Status == engine.Running {
+		for _, j := range at.Networks {
+			n.Networks[j.Network] = inspectJoined(j)
+		}
+		return n
+	}
+	if len(k.Config.Links) == 0 && k.Config.Network != "" && !strings.HasPrefix(k.Config.Network, "container:") {
 		n.Networks[k.Config.Network] = e
 	}
+	for _, l := range k.Config.Links {
+		n.Networks[l.Network] = endpointJSON{Aliases: l.Aliases}
+	}
 	return n
+}
+
+func inspectJoined(j network.Joined) endpointJSON {
+	e := endpointJSON{
+		Gateway: address(j.Gateway), IPv6Gateway: address(j.Gateway6), MacAddress: j.MAC, NetworkID: j.NetworkID, Interface: j.Interface,
+		DNSNames: j.Names,
+	}
+	if j.IPv4.IsValid() {
+		e.IPAddress, e.IPPrefixLen = j.IPv4.Addr().String(), j.IPv4.Bits()
+	}
+	if j.IPv6.IsValid() {
+		e.GlobalIPv6Address, e.GlobalIPv6PrefixLen = j.IPv6.Addr().String(), j.IPv6.Bits()
+	}
+	return e
 }
 
 func inspectImage(i *image.Image) *imageJSON {

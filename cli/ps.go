@@ -94,7 +94,7 @@ func newContainerRow(k *engine.Container, now time.Time, noTrunc bool) container
 	}
 	r := containerRow{
 		Command: `"` + command + `"`, CreatedAt: k.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"), ID: id, Image: k.Config.Image,
-		Mounts: strings.Join(mounts, ","), Names: k.Config.Name, Networks: k.Config.Network, RunningFor: ago(k.Created, now),
+		Mounts: strings.Join(mounts, ","), Names: k.Config.Name, Networks: networkNames(k), RunningFor: ago(k.Created, now),
 		State: string(k.State()), Status: statusText(k, now),
 	}
 	for key, value := range k.Config.Labels {
@@ -107,6 +107,18 @@ func newContainerRow(k *engine.Container, now time.Time, noTrunc bool) container
 		r.Ports = portsText(k.Network.Ports)
 	}
 	return r
+}
+
+// networkNames are the networks of a container, as docker's ps shows them.
+func networkNames(k *engine.Container) string {
+	if len(k.Config.Links) == 0 {
+		return k.Config.Network
+	}
+	names := make([]string, len(k.Config.Links))
+	for i, l := range k.Config.Links {
+		names[i] = l.Network
+	}
+	return strings.Join(names, ",")
 }
 
 // statusText is docker's STATUS column.

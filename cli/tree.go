@@ -70,6 +70,7 @@ func commands() []command {
 		{"search", "Say where to search for images", groupImages, buildSearch},
 		{"container", "Prune containers", groupRun, group(containerCommands)},
 		{"volume", "Data that outlives containers", groupData, group(volumeCommands)},
+		{"network", "What containers reach, and what reaches them", groupData, group(networkCommands)},
 		{"undo", "Bring back what rmi, volume rm or prune has removed", groupHost, buildUndo},
 		{"builder", "What builds have left to be used again", groupHost, group(builderCommands)},
 		{"system", "What the store takes, and how to get it back", groupHost, group(systemCommands)},

@@ -57,6 +57,9 @@ func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *und
 	if c, err = e.volumesFrom(c); err != nil {
 		return nil, err
 	}
+	if err := e.resolveNetwork(&c); err != nil {
+		return nil, err
+	}
 	// The image is looked up before the record is written, so that the first record names it; the lock that removals
 	// of images take exclusively is held until then, so that an image is never removed between the two.
 	var img *image.Image
@@ -162,8 +165,11 @@ func normalize(c Config) (Config, error) {
 			return c, invalid("--cgroup-parent", p, "slices are systemd's, and the containers' control groups are made without it", "write a path such as /onggi/web")
 		}
 	}
-	if len(c.Ports) > 0 && c.Network != "bridge" {
-		return c, invalid("--publish", "", "a port can only be published with --network bridge", "drop -p, or use the bridge")
+	if len(c.Links) > 0 && c.networked() {
+		c.Network = c.Links[0].Network
+	}
+	if err := c.checkNetworks(); err != nil {
+		return c, err
 	}
 	if err := c.checkHealth(); err != nil {
 		return c, err

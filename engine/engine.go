@@ -28,6 +28,11 @@ type Config struct {
 	Pull        string            `json:"pull,omitempty"` // "missing" (default), "always", "never"
 	// VolumesFrom are containers whose binds and volumes are added to Mounts: CONTAINER[:ro|:rw].
 	VolumesFrom []string `json:"volumesFrom,omitempty"`
+	// Links are the networks that the container is connected to, in the order of its interfaces. None: Network alone,
+	// which is also what those without a network namespace of their own have: "host", "none" or "container:ID".
+	Links []network.Link `json:"links,omitempty"`
+	// Aliases are other containers' names (or ids) by the names under which this one finds them: --link.
+	Aliases map[string]string `json:"aliases,omitempty"`
 	// Build is the build that the container is a step of; "" for a user's container. List leaves steps out.
 	Build string `json:"build,omitempty"`
 	// CgroupParent is the control group to make the container's in; "" is Options.CgroupParent.

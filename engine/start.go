@@ -93,7 +93,7 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 		return nil, err
 	}
 	id := newID()
-	planted := e.plant(id, c.Network, o)
+	planted := e.plant(id, &c, o)
 	defer planted.withdraw()
 	h, err := e.create(ctx, c, pull, making, id, c.AutoRemove)
 	if err != nil {
@@ -170,10 +170,10 @@ func (b bed) withdraw() {
 }
 
 // plant starts the container's monitor while the container is being prepared: a process takes milliseconds to start.
-func (e *Engine) plant(id, network string, o StartOptions) bed {
+func (e *Engine) plant(id string, c *Config, o StartOptions) bed {
 	planted := make(bed, 1)
 	files := map[string]*os.File{}
-	if network == "bridge" {
+	if c.networked() || c.ofContainer() != "" {
 		files["netns"] = nil
 	}
 	run := e.runDir(id)
@@ -210,7 +210,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		return nil, err
 	}
 	if planted == nil {
-		planted = e.plant(r.ID, r.Config.Network, o)
+		planted = e.plant(r.ID, &r.Config, o)
 	}
 	defer planted.withdraw()
 	if err := os.Mkdir(run, 0o700); err != nil {
@@ -254,6 +254,11 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 	if err != nil {
 		return nil, err
 	}
+	if of := r.Config.ofContainer(); of != "" {
+		if host.Hostname, err = e.hostnameOf(of); err != nil {
+			return nil, err
+		}
+	}
 	names, err := h.names(host.Hostname)
 	if err != nil {
 		return nil, err
@@ -262,13 +267,6 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		"/etc/resolv.conf": filepath.Join(run, "resolv.conf"), "/etc/hosts": filepath.Join(run, "hosts"), "/etc/hostname": filepath.Join(run, "hostname"),
 	}
 	if err := steps.Do("files", func() error {
-		resolv, err := names.ResolvConf()
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(files["/etc/resolv.conf"], resolv, 0o644); err != nil {
-			return err
-		}
 		return os.WriteFile(files["/etc/hostname"], []byte(names.Hostname+"\n"), 0o644)
 	}, nil); err != nil {
 		return nil, err
@@ -281,30 +279,9 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 		}
 	}()
 	if err := steps.Do("network", func() error {
-		if r.Config.Network == "bridge" {
-			n, err := e.network()
-			if err != nil {
-				return err
-			}
-			ns, err := network.NewNamespace()
-			if err != nil {
-				return err
-			}
+		ns, err := h.connect(ctx, &names, files)
+		if ns != nil {
 			fds["netns"] = ns
-			if r.Network, err = n.Attach(ctx, ns, network.Endpoint{ID: r.ID, Ports: r.Config.Ports}); err != nil {
-				return err
-			}
-			names.Attachment = r.Network
-			for _, w := range r.Network.Warnings {
-				r.Warnings = appendNew(r.Warnings, w)
-			}
-		}
-		hosts, err := names.Hosts()
-		if err == nil {
-			err = os.WriteFile(files["/etc/hosts"], hosts, 0o644)
-		}
-		if err != nil {
-			err = errors.Join(err, h.detach(ctx))
 		}
 		return err
 	}, func() error { return h.detach(ctx) }); err != nil {
@@ -528,7 +505,7 @@ func (e *Engine) selfCommand(args ...string) []string {
 
 // detach gives the container's addresses and ports back.
 func (h *held) detach(ctx context.Context) error {
-	if h.rec.Config.Network != "bridge" {
+	if !h.rec.Config.networked() {
 		return nil
 	}
 	h.rec.Network = nil

@@ -197,7 +197,14 @@ func (n Names) hosts(files hostFiles) ([]byte, error) {
 		if short, _, qualified := strings.Cut(n.Hostname, "."); qualified && short != "" {
 			names += " " + short
 		}
-		for _, p := range []netip.Prefix{n.Attachment.IPv4, n.Attachment.IPv6} {
+		addresses := []netip.Prefix{n.Attachment.IPv4, n.Attachment.IPv6}
+		if len(n.Attachment.Networks) > 0 {
+			addresses = addresses[:0]
+			for _, j := range n.Attachment.Networks {
+				addresses = append(addresses, j.IPv4, j.IPv6)
+			}
+		}
+		for _, p := range addresses {
 			if p.IsValid() {
 				b.WriteString(p.Addr().String() + "\t" + names + "\n")
 			}
@@ -215,12 +222,12 @@ func (n Names) extraHost(s string) (ip, name string, err error) {
 	name, ip = s[:i], s[i+1:]
 	if ip == "host-gateway" {
 		switch {
-		case n.Attachment != nil:
+		case n.Attachment != nil && n.Attachment.Gateway.IsValid():
 			return n.Attachment.Gateway.String(), name, nil
 		case n.Host:
 			return "127.0.0.1", name, nil
 		}
-		return "", "", badName("--add-host", s, "without a network there is no way to the host", "use --network bridge, or leave it out")
+		return "", "", badName("--add-host", s, "without a network that has a way out there is none to the host", "use --network bridge, or leave it out")
 	}
 	if len(ip) > 1 && ip[0] == '[' && ip[len(ip)-1] == ']' {
 		ip = ip[1 : len(ip)-1]

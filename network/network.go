@@ -459,7 +459,7 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 	for _, t := range list {
 		a.Networks = append(a.Networks, t.joined())
 	}
-	a.settle()
+	a.Settle()
 	return a, nil
 }
 
@@ -479,8 +479,8 @@ func (t *target) joined() Joined {
 	return j
 }
 
-// settle fills in the fields that describe the network with the way out.
-func (a *Attachment) settle() {
+// Settle fills in the fields that describe the network with the way out, after Networks has changed.
+func (a *Attachment) Settle() {
 	a.Bridge, a.IPv4, a.IPv6, a.Gateway, a.Gateway6, a.MAC = "", netip.Prefix{}, netip.Prefix{}, netip.Addr{}, netip.Addr{}, ""
 	var p *Joined
 	for i := range a.Networks {

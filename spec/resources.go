@@ -183,7 +183,7 @@ var ipcSysctls = []string{
 // sysctls: only those that the kernel keeps per namespace; anything else would change the host. With a network of its
 // own a container may bind low ports and send pings without privilege, as docker's may.
 func (g *generator) sysctls(s *runspec.Spec) error {
-	private := g.c.Network != "host"
+	private := g.c.Network != "host" && !strings.HasPrefix(g.c.Network, "container:")
 	all := map[string]string{}
 	if private {
 		all["net.ipv4.ip_unprivileged_port_start"] = "0"
@@ -209,7 +209,7 @@ func (g *generator) sysctls(s *runspec.Spec) error {
 		switch {
 		case strings.HasPrefix(k, "net."):
 			if !private {
-				return invalid("--sysctl", flag, "not allowed in the host's network namespace", "drop it, or do not use --network host")
+				return invalid("--sysctl", flag, "not allowed in the host's network namespace, nor in that of another container", "drop it, or use a network of its own")
 			}
 		case k == "kernel.domainname":
 			if g.c.UTS == "host" {

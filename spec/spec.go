@@ -77,7 +77,7 @@ type Config struct {
 	NoNewPrivileges bool     `json:"noNewPrivileges,omitempty"`
 	Seccomp         string   `json:"seccomp,omitempty"` // "" default profile, "unconfined", or a profile's JSON text
 
-	Network    string         `json:"network"` // "bridge", "host", "none"
+	Network    string         `json:"network"` // "host", "none", "container:ID", or a network
 	Ports      []network.Port `json:"ports,omitempty"`
 	DNS        []string       `json:"dns,omitempty"`
 	DNSSearch  []string       `json:"dnsSearch,omitempty"`
@@ -252,7 +252,7 @@ func (c *Config) EffectiveHostname(id, host string) (string, error) {
 	h := c.Hostname
 	switch {
 	case h != "":
-	case c.Network == "host", c.UTS == "host":
+	case c.Network == "host", c.UTS == "host", strings.HasPrefix(c.Network, "container:") && host != "":
 		return host, nil
 	case len(id) > 12:
 		return id[:12], nil
@@ -354,10 +354,8 @@ func (g *generator) namespaces(s *runspec.Spec) error {
 	}
 	switch g.c.Network {
 	case "host":
-	case "none", "bridge", "":
+	default: // which networks there are is not for us to know
 		ns = append(ns, runspec.LinuxNamespace{Type: runspec.NetworkNamespace, Path: g.in.NetNS})
-	default:
-		return invalid("--network", g.c.Network, "there is no such network", "use bridge, host or none")
 	}
 	switch v2 := g.in.Host.CgroupV2; {
 	case g.c.CgroupNS == "private" && !v2:

@@ -590,7 +590,6 @@ func TestBadFlags(t *testing.T) {
 		{"!--hostname", func(in *Input) { in.Config.Hostname = strings.Repeat("a", 65) }},
 		{"!--hostname", func(in *Input) { in.Config.Hostname = "-a" }},
 		{"!--workdir", func(in *Input) { in.Config.Workdir = "tmp" }},
-		{"!--network", func(in *Input) { in.Config.Network = "moon" }},
 		{"!--env", func(in *Input) { in.Config.Env = []string{"=1"} }},
 	} {
 		_, _, err := Generate(input(c.change))

@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/build/frontend"
 	"github.com/onggi/onggi/build/graph"
 	"github.com/onggi/onggi/build/history"
+	"github.com/onggi/onggi/build/tree"
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
@@ -141,6 +142,9 @@ const (
 	Canceled State = "canceled"
 )
 
+// maxHeard is how many conversations with the frontend are remembered.
+const maxHeard = 128
+
 // Build performs a build. An error of a step is a *Failure, one of the text a *frontend.Failure.
 func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err error) {
 	s, err := openSession(ctx, e, o)
@@ -165,7 +169,11 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 	if plat.Architecture == "amd64" {
 		plat.Variant = "" // as BuildKit: an image that is for this processor's level would not be the same on another machine
 	}
-	res, err := frontend.Run(ctx, o.Frontend, frontend.Request{Options: o.Request, Platform: plat}, s)
+	heard, err := s.cache.Memory("frontend", maxHeard)
+	if err != nil {
+		return nil, err
+	}
+	res, err := frontend.RunRemembered(ctx, heard, o.Frontend, frontend.Request{Options: o.Request, Platform: plat}, s)
 	if err != nil {
 		return nil, s.cause(ctx, err)
 	}
@@ -219,11 +227,12 @@ type session struct {
 	mu      sync.Mutex
 	futures map[digest.Digest]*future
 	bases   map[string]*image.Image // by the reference that Resolve answered
+	seen    map[string]*tree.Known  // files of the user's directories
 	undone  []func() error          // what close takes back, newest last
 }
 
 func openSession(ctx context.Context, e *engine.Engine, o Options) (_ *session, err error) {
-	s := &session{o: o, e: e, futures: map[digest.Digest]*future{}, bases: map[string]*image.Image{}}
+	s := &session{o: o, e: e, futures: map[digest.Digest]*future{}, bases: map[string]*image.Image{}, seen: map[string]*tree.Known{}}
 	if s.o.Progress == nil {
 		s.o.Progress = silent{}
 	}

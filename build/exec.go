@@ -155,15 +155,11 @@ func (o *execOp) parts(ctx context.Context) ([]cache.Part, error) {
 			parts = append(parts, cache.Part{Name: "content of " + m.Dest, Value: src.id()})
 			continue
 		}
-		view, err := o.s.view(ctx, src)
+		c, err := o.s.contents(ctx, src, tree.Selection{Src: cmp(m.Selector, "/"), Follow: true})
 		if err != nil {
 			return nil, err
 		}
-		sum, err := view.Digest(ctx, tree.Selection{Src: cmp(m.Selector, "/"), Follow: true}, nil)
-		if err != nil {
-			return nil, err
-		}
-		parts = append(parts, cache.Part{Name: "content of " + m.Dest, Value: sum.String()})
+		parts = append(parts, cache.Part{Name: "content of " + m.Dest, Value: c.Digest.String()})
 	}
 	return parts, nil
 }

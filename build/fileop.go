@@ -91,23 +91,16 @@ func (o *fileOp) parts(ctx context.Context) ([]cache.Part, error) {
 			continue
 		}
 		src := o.in[a.Secondary]
-		view, err := o.s.view(ctx, src)
+		c, err := o.s.contents(ctx, src, selection(a.Copy))
 		if err != nil {
 			return nil, err
 		}
-		var files []cache.Part
-		sum, err := view.Digest(ctx, selection(a.Copy), func(f tree.File) {
-			if len(files) <= maxListed {
-				files = append(files, cache.Part{Name: numbered("file /"+f.Path, n), Value: f.Digest.String()})
+		if len(c.Files) <= maxListed {
+			for _, f := range c.Files {
+				parts = append(parts, cache.Part{Name: numbered("file /"+f.Path, n), Value: f.Digest.String()})
 			}
-		})
-		if err != nil {
-			return nil, err
 		}
-		if len(files) <= maxListed {
-			parts = append(parts, files...)
-		}
-		parts = append(parts, cache.Part{Name: numbered("files", n), Value: sum.String()})
+		parts = append(parts, cache.Part{Name: numbered("files", n), Value: c.Digest.String()})
 	}
 	return parts, nil
 }

@@ -188,7 +188,88 @@ func (s *session) localSource(src *graph.Source) (result, error) {
 	}
 	s.later(root.Close)
 	view, err := tree.NewView(root, lists[0], lists[1], true)
-	return result{local: view, name: "the build context " + src.Ref, epoch: scratch.epoch}, err
+	if err != nil {
+		return result{}, err
+	}
+	known, err := s.known(dir)
+	if err != nil {
+		return result{}, err
+	}
+	view.Remember(known)
+	return result{local: view, name: "the build context " + src.Ref, epoch: scratch.epoch}, nil
+}
+
+// maxContexts is of how many directories of the user the files are remembered.
+const maxContexts = 64
+
+// known opens what is known of the files of a user's directory; it is saved when the build ends.
+func (s *session) known(dir string) (*tree.Known, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.seen[abs]; k != nil {
+		return k, nil
+	}
+	m, err := s.cache.Memory("files", maxContexts)
+	if err != nil {
+		return nil, err
+	}
+	k := tree.OpenKnown(m.Path(abs))
+	s.seen[abs] = k
+	s.undone = append(s.undone, func() error {
+		_ = k.Save() // the next build reads the files, else
+		m.Trim()
+		return nil
+	})
+	return k, nil
+}
+
+// contents is what a selection of a tree of layers holds; it never changes.
+type contents struct {
+	Digest digest.Digest `json:"digest"`
+	Files  []tree.File   `json:"files"`
+}
+
+// maxContents is of how many selections the contents are remembered.
+const maxContents = 1000
+
+// contents identifies a selection of a tree: a user's directory is looked at, what is known of layers is remembered.
+func (s *session) contents(ctx context.Context, r *result, sel tree.Selection) (*contents, error) {
+	c := &contents{}
+	list := func(f tree.File) {
+		if len(c.Files) <= maxListed {
+			c.Files = append(c.Files, f)
+		}
+	}
+	if r.local != nil {
+		var err error
+		c.Digest, err = r.local.Digest(ctx, sel, list)
+		return c, err
+	}
+	text, err := json.Marshal(sel)
+	if err != nil {
+		return nil, err
+	}
+	about := r.id() + " " + string(text)
+	m, err := s.cache.Memory("contents", maxContents)
+	if err != nil {
+		return nil, err
+	}
+	if m.Get(about, c) && c.Digest.Validate() == nil {
+		return c, nil
+	}
+	view, err := s.view(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	*c = contents{}
+	if c.Digest, err = view.Digest(ctx, sel, list); err != nil {
+		return nil, err
+	}
+	return c, m.Put(about, c)
 }
 
 // fetchOp is ADD of a URL: a file.

@@ -124,6 +124,11 @@ func (e *Engine) PruneBuilds(ctx context.Context, limit int64, since time.Time, 
 	if err != nil {
 		return gone, 0, err
 	}
+	if len(gone) > 0 {
+		if err := c.Forget(); err != nil {
+			return gone, 0, err
+		}
+	}
 	if mounts {
 		if err := c.PruneMounts(); err != nil {
 			return gone, 0, err

@@ -7,6 +7,7 @@
 //	<dir>/steps/<hex of the key>.json   a Record
 //	<dir>/locks/<hex of the key>        held (flock) while somebody performs the step
 //	<dir>/mounts/<hex of the id>-<n>/   the directory of a cache mount, below fs/; flocked by who uses it
+//	<dir>/memory/<kind>/<hex>           what saves work and may be lost (Memory)
 //
 // A record is written last, by atomic rename, after the layers that it names are whole in the store: a record that can be
 // read can be used. Its modification time is when it was last used. Roots tells the store's collector what the records

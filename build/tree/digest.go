@@ -48,11 +48,10 @@ func (v *View) Digest(ctx context.Context, s Selection, fn func(File)) (digest.D
 		field(all, "name", path.Base(f.Name))
 		err := v.walk(ctx, f.Path, more, func(e *file) error {
 			rel := strings.TrimPrefix(strings.TrimPrefix(e.path, f.Path), "/")
-			one := sha256.New()
-			if err := v.identify(one, e); err != nil {
+			d, err := v.digestOf(e)
+			if err != nil {
 				return err
 			}
-			d := digest.NewDigest(digest.SHA256, one)
 			field(all, "file", rel, d.String())
 			if fn != nil {
 				fn(File{path.Join(f.Name, rel), d})
@@ -64,6 +63,24 @@ func (v *View) Digest(ctx context.Context, s Selection, fn func(File)) (digest.D
 		}
 	}
 	return digest.NewDigest(digest.SHA256, all), nil
+}
+
+// digestOf is a file's digest: a known one, or that of what is read.
+func (v *View) digestOf(e *file) (digest.Digest, error) {
+	if v.known != nil {
+		if d, ok := v.known.get(&e.st); ok {
+			return d, nil
+		}
+	}
+	one := sha256.New()
+	if err := v.identify(one, e); err != nil {
+		return "", err
+	}
+	d := digest.NewDigest(digest.SHA256, one)
+	if v.known != nil {
+		v.known.put(&e.st, d)
+	}
+	return d, nil
 }
 
 // field writes values so that no two lists of them are the same bytes.

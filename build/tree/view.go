@@ -25,6 +25,7 @@ type View struct {
 	owned bool           // the files keep their owners; in a user's directory they are all root's
 	time  *unix.Timespec // the time that all files have, if set
 	keep  *filter
+	known *Known // or nil
 }
 
 // NewView returns a view of the tree root, which stays the caller's. exclude are .dockerignore's patterns, include, if not

@@ -22,6 +22,7 @@ func facts(s *runspec.Spec, bundle string, layout *cgroup.Layout, dirs map[strin
 	f.Kernel = kernel()
 	f.Held, f.LastCap = held()
 	f.Nested, f.Rootless = nested(), Rootless()
+	f.NoKcore = unix.Access("/proc/kcore", unix.F_OK) == unix.ENOENT
 	if layout != nil {
 		f.CgroupV2 = layout.V2
 		if !layout.V2 {

@@ -80,6 +80,9 @@ func (c *compiler) devices() error {
 	}
 	dev := directory("/dev")
 	for _, l := range devLinks {
+		if l[1] == "core" && c.in.Facts.NoKcore {
+			continue
+		}
 		c.op(unix.SYS_SYMLINKAT, "link", "/dev/"+l[1], c.s(l[0]), dev.get(), c.s(l[1])).ErrMask = errnos(int(unix.EEXIST))
 	}
 	return nil

@@ -33,6 +33,7 @@ type Facts struct {
 	AppArmor     bool              // the security module is there
 	SELinux      bool              // the security module is there
 	NoSetgroups  bool              // the container's user namespace denies setgroups(2)
+	NoKcore      bool              // the kernel shows no /proc/kcore, to which /dev/core leads
 	Shared       map[string]bool   // types of namespaces that are joined by path and are this process's own
 }
 
@@ -585,6 +586,10 @@ func (c *compiler) container() error {
 		}
 		c.flags |= namespaceFlag(string(n.Type))
 	}
+	ipc := c.flags & unix.CLONE_NEWIPC
+	if c.newUser {
+		c.flags &^= unix.CLONE_NEWIPC
+	}
 	if v := c.spec.Version; newer(v) {
 		c.warn("ociVersion " + v + ": this runtime knows the specification up to 1.3; what came later is not looked at")
 	}
@@ -596,6 +601,9 @@ func (c *compiler) container() error {
 			c.hide()
 		}
 		c.beRoot()
+		if ipc != 0 { // its mqueue belongs to whoever makes it: to root of the user namespace
+			c.op(unix.SYS_UNSHARE, "make", "ipc namespace", word(ipc))
+		}
 	}
 	if err := c.oomScore(); err != nil {
 		return err

@@ -41,6 +41,7 @@ func commands() []command {
 		{"pause", "Let containers stand still", groupRun, buildPause},
 		{"unpause", "Let paused containers go on", groupRun, buildUnpause},
 		{"wait", "Wait until containers end and print their exit codes", groupRun, buildWait},
+		{"cp", "Copy files between a container and this host", groupRun, buildCp},
 		{"update", "Change limits and labels of containers", groupRun, buildUpdate},
 		{"rename", "Give a container another name", groupRun, buildRename},
 		{"rm", "Remove containers", groupRun, buildRm},

@@ -12,6 +12,7 @@ func buildUpdate(a *app, c *cobra.Command) {
 	var (
 		f                 limitFlags
 		label, labelUnset []string
+		restart           string
 	)
 	c.Use = "update [FLAGS] CONTAINER [CONTAINER...]"
 	c.Long = `Change limits and labels of containers, also while they run. What is not named stays as it is; a change that cannot be made is
@@ -20,6 +21,7 @@ refused, and then none is made.`
   onggi update --pids-limit -1 --memory -1 web  no limits any more
   onggi update --label stage=live --label-rm draft web`
 	f.registerAll(c.Flags())
+	c.Flags().StringVar(&restart, "restart", "", "start it again when it ends: `policy` no, on-failure[:count], always or unless-stopped")
 	c.Flags().StringArrayVarP(&label, "label", "l", nil, "label it with `KEY=VALUE`")
 	c.Flags().StringArrayVar(&labelUnset, "label-rm", nil, "take the label `KEY` away")
 	refuse(c.Flags(), []refusal{{"kernel-memory", "the kernel has no such limit since 5.16, and cgroup v2 never had", "use --memory, which counts the kernel's memory too"}})
@@ -40,6 +42,13 @@ refused, and then none is made.`
 			u.Labels[k] = v
 		}
 		u.RemoveLabels = labelUnset
+		if c.Flags().Changed("restart") {
+			p, err := parseRestart(restart)
+			if err != nil {
+				return reading("--restart", restart, err)
+			}
+			u.Restart = &p
+		}
 		if c.Flags().NFlag() == 0 {
 			return &errdefs.Error{Op: "update", Kind: errdefs.InvalidArgument, Why: "you must provide one or more flags when using this command", Fix: "all flags: onggi update --help"}
 		}

@@ -25,6 +25,8 @@ type Update struct {
 	PidsLimit                             *int64 // -1 is no limit
 	BlkioWeight                           *uint16
 
+	Restart *RestartPolicy
+
 	Labels       map[string]string // added, or given another value
 	RemoveLabels []string
 }
@@ -45,6 +47,17 @@ func (e *Engine) Update(ctx context.Context, idOrName string, u Update) (warning
 	switch e.effective(r); r.Status {
 	case Creating, Removing, Dead:
 		return nil, &errdefs.Error{Op: "update", What: "container " + idOrName, Kind: errdefs.Conflict, Why: "it is in state " + string(r.Status)}
+	}
+	if p := u.Restart; p != nil {
+		if err := p.Check(); err != nil {
+			return nil, err
+		}
+		if p.Restarts() && r.Config.AutoRemove {
+			return nil, &errdefs.Error{
+				Op: "update", What: "container " + idOrName, Kind: errdefs.Conflict,
+				Why: "restart policy cannot be updated because AutoRemove is enabled for the container", Fix: "make it again without --rm",
+			}
+		}
 	}
 	old := r.Config
 	fresh := old
@@ -131,6 +144,9 @@ func (u *Update) apply(c *Config) {
 	}
 	if u.BlkioWeight != nil {
 		c.BlkioWeight = *u.BlkioWeight
+	}
+	if u.Restart != nil {
+		c.Restart = *u.Restart
 	}
 	for _, k := range u.RemoveLabels {
 		delete(c.Labels, k)

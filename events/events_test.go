@@ -60,8 +60,11 @@ func TestSinceUntil(t *testing.T) {
 		o    ReadOptions
 		want string
 	}{
-		{ReadOptions{}, "0 1 2 3 4"}, {ReadOptions{Since: at(2)}, "2 3 4"}, {ReadOptions{Until: at(2)}, "0 1 2"},
-		{ReadOptions{Since: at(1), Until: at(3)}, "1 2 3"}, {ReadOptions{Since: at(9)}, ""},
+		{ReadOptions{}, "0 1 2 3 4"},
+		{ReadOptions{Since: at(2)}, "2 3 4"},
+		{ReadOptions{Until: at(2)}, "0 1 2"},
+		{ReadOptions{Since: at(1), Until: at(3)}, "1 2 3"},
+		{ReadOptions{Since: at(9)}, ""},
 		{ReadOptions{Until: at(2), Follow: true}, "0 1 2"}, // an end that has passed is not waited for
 	} {
 		if got := strings.Join(actions(t, dir, c.o), " "); got != c.want {

@@ -181,8 +181,10 @@ func (g *generator) blockIO(s *runspec.Spec) error {
 		list []DeviceRate
 		to   *[]runspec.LinuxThrottleDevice
 	}{
-		{"--device-read-bps", c.DeviceReadBps, &b.ThrottleReadBpsDevice}, {"--device-write-bps", c.DeviceWriteBps, &b.ThrottleWriteBpsDevice},
-		{"--device-read-iops", c.DeviceReadIOps, &b.ThrottleReadIOPSDevice}, {"--device-write-iops", c.DeviceWriteIOps, &b.ThrottleWriteIOPSDevice},
+		{"--device-read-bps", c.DeviceReadBps, &b.ThrottleReadBpsDevice},
+		{"--device-write-bps", c.DeviceWriteBps, &b.ThrottleWriteBpsDevice},
+		{"--device-read-iops", c.DeviceReadIOps, &b.ThrottleReadIOPSDevice},
+		{"--device-write-iops", c.DeviceWriteIOps, &b.ThrottleWriteIOPSDevice},
 	} {
 		for _, d := range x.list {
 			t := runspec.LinuxThrottleDevice{Rate: d.Rate}

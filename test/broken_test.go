@@ -61,8 +61,10 @@ func manifestOf(config []byte, layers ...[]byte) []byte {
 	for _, l := range layers {
 		ls = append(ls, d("layer.v1.tar+gzip", l))
 	}
-	b, _ := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": d("config.v1+json", config), "layers": ls})
+	b, _ := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+		"config": d("config.v1+json", config), "layers": ls,
+	})
 	return b
 }
 
@@ -144,11 +146,11 @@ func TestBrokenRegistries(t *testing.T) {
 		{"endless config", good, at("config", endless), ""},
 		{"endless blob", good, at("layer", endless), ""},
 		{"endless error", good, at("manifest", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(400); endless(w, r) }), "400"},
-		{"redirect loop", good, at("layer", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 307) }), "redirect"},
-		{"redirect to nowhere", good, at("layer", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/x", 307) }), "127.0.0.1:1"},
+		{"redirect loop", good, at("layer", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect) }), "redirect"},
+		{"redirect to nowhere", good, at("layer", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/x", http.StatusTemporaryRedirect) }), "127.0.0.1:1"},
 		{"redirect to a file", good, at("layer", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Location", "file:///etc/shadow")
-			w.WriteHeader(307)
+			w.WriteHeader(http.StatusTemporaryRedirect)
 		}), ""},
 		{"a web page", good, at("manifest", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html")

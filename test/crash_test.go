@@ -88,8 +88,10 @@ func TestCrashWalk(t *testing.T) {
 		args: []string{"run", "--rm", "--name", "victim", "-p", "127.0.0.1:18080:80", "--memory", "64m", "-v", "kept:/kept", "-v", "/data", "box", "true"},
 	}, {
 		name: "run -d", after: removeContainers, kernel: true,
-		args: []string{"run", "-d", "--name", "victim", "-p", "127.0.0.1:18080:80", "--memory", "64m", "--pids-limit", "50", "--cpus", "0.5",
-			"-v", "kept:/kept", "-v", "fresh:/data", "box", "cat", "/data/from-image"},
+		args: []string{
+			"run", "-d", "--name", "victim", "-p", "127.0.0.1:18080:80", "--memory", "64m", "--pids-limit", "50", "--cpus", "0.5",
+			"-v", "kept:/kept", "-v", "fresh:/data", "box", "cat", "/data/from-image",
+		},
 		holds: func(w *walker) error {
 			if code := w.onggi("wait", "victim"); code != "0" {
 				return fmt.Errorf("wait says %s", code)
@@ -532,7 +534,9 @@ func (w *walker) kernelNow() (found []string) {
 		name     string
 		old, now []string
 	}{
-		{"mount", w.clean.mounts, now.mounts}, {"link", w.clean.links, now.links}, {"rule", w.clean.rules, now.rules},
+		{"mount", w.clean.mounts, now.mounts},
+		{"link", w.clean.links, now.links},
+		{"rule", w.clean.rules, now.rules},
 		{"running container", w.clean.running, now.running},
 	} {
 		for _, d := range difference(c.old, c.now) {

@@ -77,6 +77,8 @@ func Open(o Options) (*Engine, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return e, nil
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return nil, needsRoot("open", o.Root)
 	case err != nil:
 		return nil, &errdefs.Error{Op: "open", What: "the store " + o.Root, Kind: errdefs.KindOf(err), Err: err, Fix: "choose another directory with --root"}
 	}
@@ -104,6 +106,9 @@ func (e *Engine) makeLocked() error {
 	if e.made {
 		return nil
 	}
+	if os.Geteuid() != 0 {
+		return needsRoot("change", e.o.Root)
+	}
 	if _, err := os.Stat(e.versionPath()); err != nil {
 		for _, d := range []string{e.containersDir(), e.namesDir()} {
 			// 0700: nobody but root walks into the trees of containers (CVE-2021-41091, CVE-2024-25621).
@@ -120,6 +125,15 @@ func (e *Engine) makeLocked() error {
 	}
 	e.made = true
 	return nil
+}
+
+// needsRoot is the error for another user.
+func needsRoot(op, root string) error {
+	return &errdefs.Error{
+		Op: op, What: "the store " + root, Kind: errdefs.Forbidden,
+		Why: fmt.Sprintf("containers are made by root, and this is user %d: the engine does not work without root yet", os.Geteuid()),
+		Fix: "run it as root: sudo onggi ...; onggi-runtime alone also works without root",
+	}
 }
 
 // contentLocked returns the blob store, which lies in the same OCI layout as the images' index.

@@ -20,7 +20,7 @@ var layers = map[string]int{
 	"build/graph": 2, "events": 2,
 	"content": 2, "reference": 2, "pathrs": 2, "userns": 2, "systemd": 2,
 	"build/cache": 3, "build/frontend": 3,
-	"archive": 3, "registry": 3, "signature": 3, "volume": 3, "network": 3, "mount": 3, "cgroup": 3, "runtime/monitor/logfile": 3,
+	"archive": 3, "registry": 3, "signature": 3, "volume": 3, "secret": 3, "network": 3, "mount": 3, "cgroup": 3, "runtime/monitor/logfile": 3,
 	"build/dockerfile": 4, "build/tree": 4, "build/history": 4,
 	"snapshot": 4, "spec": 4, "runtime/seccomp": 4, "runtime/criu": 4, "runtime/monitor": 4,
 	"image": 5, "runtime/plan": 5,
@@ -35,8 +35,8 @@ var layers = map[string]int{
 // data (mount, monitor's protocol).
 var never = map[string][]string{
 	"engine":          {"runtime/launch", "runtime/plan", "runtime/seccomp"},
-	"runtime/monitor": {"content", "reference", "registry", "network", "volume", "archive", "snapshot", "spec"},
-	"runtime/launch":  {"content", "reference", "registry", "network", "volume", "archive", "snapshot", "spec", "image"},
+	"runtime/monitor": {"content", "reference", "registry", "network", "volume", "secret", "archive", "snapshot", "spec"},
+	"runtime/launch":  {"content", "reference", "registry", "network", "volume", "secret", "archive", "snapshot", "spec", "image"},
 }
 
 // thinForbidden may not be reachable from onggi-runtime: each costs start-up time or memory in every container start

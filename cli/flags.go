@@ -7,6 +7,7 @@ import (
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/network"
+	"github.com/onggi/onggi/secret"
 	"github.com/onggi/onggi/spec"
 	"github.com/onggi/onggi/volume"
 	"github.com/spf13/pflag"
@@ -28,6 +29,8 @@ type containerFlags struct {
 	healthStartPeriod, healthStartInterval, onUnhealthy                  string
 	noHealth                                                             bool
 	interactive, tty, rm, readOnly, privileged, init, quiet              bool
+
+	secrets, configs []string
 
 	more moreFlags
 }
@@ -82,6 +85,8 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 	list(&f.volumesFrom, "volumes-from", "", "mount what another container mounts: `container[:ro]`")
 	text(&f.volumeDriver, "volume-driver", "", "`driver` of the volumes that are made: local")
 	list(&f.tmpfs, "tmpfs", "", "mount a tmpfs at `target[:options]`; options size=, mode=, noexec, ...")
+	list(&f.secrets, "secret", "", "give a secret as a file: `name[,target=path,uid=n,gid=n,mode=0400]` (default /run/secrets/NAME)")
+	list(&f.configs, "config", "", "give a config as a file: `name[,target=path,uid=n,gid=n,mode=0400]` (default /NAME)")
 	fs.BoolVar(&f.readOnly, "read-only", false, "make the root file system read-only")
 
 	list(&f.capAdd, "cap-add", "", "add a Linux `capability`, or ALL")
@@ -145,6 +150,8 @@ func example(flag string) string {
 		return "-v /host/path:/container/path:ro, or -v name:/container/path"
 	case "--mount":
 		return "--mount type=bind,source=/host/path,target=/container/path,readonly"
+	case "--secret", "--config":
+		return flag + " NAME, or " + flag + " NAME,target=/PLACE,uid=1000,mode=0400"
 	case "--tmpfs":
 		return "--tmpfs /run:size=64m,mode=755"
 	case "--env", "--env-file":
@@ -441,6 +448,18 @@ func (f *containerFlags) files(c *engine.Config, _ func(string) bool) error {
 		m, err := parseTmpfs(s)
 		if err = add("--tmpfs", s, m, err); err != nil {
 			return err
+		}
+	}
+	for _, x := range []struct {
+		kind secret.Kind
+		list []string
+	}{{secret.Secret, f.secrets}, {secret.Config, f.configs}} {
+		for _, s := range x.list {
+			r, err := parseSecret(x.kind, s)
+			if err != nil {
+				return reading("--"+string(x.kind), s, err)
+			}
+			c.Secrets = append(c.Secrets, r)
 		}
 	}
 	for _, s := range f.device {

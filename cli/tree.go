@@ -72,6 +72,8 @@ func commands() []command {
 		{"container", "Prune containers", groupRun, group(containerCommands)},
 		{"volume", "Data that outlives containers", groupData, group(volumeCommands)},
 		{"network", "What containers reach, and what reaches them", groupData, group(networkCommands)},
+		{"secret", "Values that containers get as files, and nobody sees", groupData, group(secretCommands)},
+		{"config", "Files that containers get", groupData, group(configCommands)},
 		{"undo", "Bring back what rmi, volume rm or prune has removed", groupHost, buildUndo},
 		{"builder", "What builds have left to be used again", groupHost, group(builderCommands)},
 		{"system", "What the store takes, and how to get it back", groupHost, group(systemCommands)},

@@ -60,6 +60,9 @@ func (e *Engine) create(ctx context.Context, c Config, pull PullFunc, steps *und
 	if err := e.resolveNetwork(&c); err != nil {
 		return nil, err
 	}
+	if c, err = e.checkSecrets(c); err != nil {
+		return nil, err
+	}
 	// The image is looked up before the record is written, so that the first record names it; the lock that removals
 	// of images take exclusively is held until then, so that an image is never removed between the two.
 	var img *image.Image

@@ -33,6 +33,8 @@ type Config struct {
 	Links []network.Link `json:"links,omitempty"`
 	// Aliases are other containers' names (or ids) by the names under which this one finds them: --link.
 	Aliases map[string]string `json:"aliases,omitempty"`
+	// Secrets are the secrets and configs that the container gets as files.
+	Secrets []SecretRef `json:"secrets,omitempty"`
 	// Build is the build that the container is a step of; "" for a user's container. List leaves steps out.
 	Build string `json:"build,omitempty"`
 	// CgroupParent is the control group to make the container's in; "" is Options.CgroupParent.

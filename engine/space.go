@@ -172,7 +172,7 @@ func ownerOf(rel string) (o owner, all bool) {
 		return owner{"volume", p[1]}, true
 	case ".", "version", "version.new", "limits.json", "limits.json.new", "images.lock":
 		return store, false
-	case "names", "network", "events":
+	case "names", "network", "secrets", "configs", "events":
 		return store, true
 	}
 	return owner{"unknown", rel}, true

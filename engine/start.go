@@ -412,6 +412,11 @@ func (h *held) writeSpec(tree *view, host spec.Host, from *sources, files map[st
 	if err != nil {
 		return err
 	}
+	secrets, err := h.secretMounts(from)
+	if err != nil {
+		return err
+	}
+	c.Mounts = append(c.Mounts, secrets...)
 	s, warnings, err := spec.Generate(spec.Input{
 		PidNS: pidns,
 		ID:    r.ID, Image: &ocispec.Image{Config: r.Image}, Config: &c, Host: host, RootPath: "rootfs", CgroupsPath: r.CgroupPath, NetNS: netns,

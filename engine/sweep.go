@@ -190,7 +190,7 @@ func (e *Engine) Sweep(ctx context.Context) error {
 
 // sweepPassed removes what containers without a record have left on the disk.
 func (e *Engine) sweepPassed(ctx context.Context) error {
-	return errors.Join(e.sweepNames(), e.sweepLogs(), e.sweepNetwork(ctx), e.SweepTrash(ctx), e.sweepSnapshots(ctx), e.sweepVolumes())
+	return errors.Join(e.sweepNames(), e.sweepLogs(), e.sweepNetwork(ctx), e.SweepTrash(ctx), e.sweepSnapshots(ctx), e.sweepVolumes(), e.sweepSecrets())
 }
 
 // sweepLogs removes logs whose container is gone.

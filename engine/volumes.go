@@ -147,10 +147,12 @@ func (h *held) ensureVolume(m spec.Mount, v *view, s *sources) error {
 		s.paths[m.Target] = how.Device
 		s.open = append(s.open, root)
 	default:
-		if root, err = h.mountVolume(vol, how); err != nil {
+		if root, err = h.mountVolume(vol, how, m.Subpath); err != nil {
 			return err
 		}
-		s.hand(m.Target, root)
+		if s.hand(m.Target, root); m.Subpath != "" {
+			return nil
+		}
 	}
 	if !m.NoCopy && m.Subpath == "" && (root != nil || vol.Fresh) {
 		if err := h.copyUp(m, v, store, vol, root); err != nil {
@@ -164,8 +166,8 @@ func (h *held) ensureVolume(m spec.Mount, v *view, s *sources) error {
 }
 
 // mountVolume mounts a volume that is a file system of its own, in this process's namespaces and not in the container's:
-// a server is asked from the host's network. The result is attached to no mount namespace.
-func (h *held) mountVolume(vol *volume.Volume, how volume.Mount) (*os.File, error) {
+// a server is asked from the host's network. The result, all of it or a part, is attached to no mount namespace.
+func (h *held) mountVolume(vol *volume.Volume, how volume.Mount, part string) (*os.File, error) {
 	if len(h.rec.Config.Runtime) > 0 {
 		return nil, &errdefs.Error{
 			Op: "mount volume", What: vol.Name, Kind: errdefs.Unsupported, Why: "a volume of type " + how.Type + " needs Onggi's own runtime, which takes a mount that is nowhere on the host",
@@ -193,7 +195,18 @@ func (h *held) mountVolume(vol *volume.Volume, how volume.Mount) (*os.File, erro
 	if err != nil {
 		return nil, err
 	}
-	root, err := mount.Detached(mount.Mount{Type: how.Type, Source: how.Device, Options: options})
+	m := mount.Mount{Type: how.Type, Source: how.Device, Options: options}
+	var root *os.File
+	if part == "" {
+		root, err = mount.Detached(m)
+	} else {
+		var parts []*os.File
+		if parts, err = mount.Parts(m, nil, []string{part}); err == nil {
+			root = parts[0]
+		} else if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EXDEV) {
+			return nil, badSubpath(vol, part, err)
+		}
+	}
 	if err != nil {
 		fix := errdefs.FixOf(err)
 		if errors.Is(err, unix.ENODEV) && fix == "" {
@@ -257,14 +270,22 @@ func (h *held) copyUp(m spec.Mount, v *view, store *volume.Store, vol *volume.Vo
 	return nil
 }
 
+func badSubpath(vol *volume.Volume, part string, err error) error {
+	e := &errdefs.Error{Op: "mount", What: "volume " + vol.Name + ", volume-subpath=" + part, Kind: errdefs.KindOf(err), Why: "it leads out of the volume, or cannot be opened", Err: err}
+	if errors.Is(err, fs.ErrNotExist) {
+		e.Why, e.Fix = "there is no such file or directory in the volume", "make it first: onggi run --rm -v "+vol.Name+":/v IMAGE mkdir -p /v/"+part
+	}
+	return e
+}
+
 // subpath opens a part of a volume: whoever writes to the volume may change what its name leads to, but not what is open,
 // and no link leads out of the volume (CVE-2023-3676 and its like).
 func (h *held) subpath(m spec.Mount, vol *volume.Volume, root *os.File, s *sources) error {
-	fail := func(kind errdefs.Kind, why, fix string, err error) error {
-		return &errdefs.Error{Op: "mount", What: "volume " + vol.Name + ", volume-subpath=" + m.Subpath, Kind: kind, Why: why, Fix: fix, Err: err}
-	}
 	if len(h.rec.Config.Runtime) > 0 {
-		return fail(errdefs.Unsupported, "a part of a volume needs Onggi's own runtime, which takes it as an open file", "leave --runtime out", nil)
+		return &errdefs.Error{
+			Op: "mount", What: "volume " + vol.Name + ", volume-subpath=" + m.Subpath, Kind: errdefs.Unsupported,
+			Why: "a part of a volume needs Onggi's own runtime, which takes it as an open file", Fix: "leave --runtime out",
+		}
 	}
 	if root == nil {
 		var err error
@@ -272,17 +293,10 @@ func (h *held) subpath(m spec.Mount, vol *volume.Volume, root *os.File, s *sourc
 			return err
 		}
 		defer root.Close()
-	} else if how, err := volume.MountOf(vol.Options); err == nil && how.Type != "bind" {
-		if k, err := kernelVersion(); err != nil || k[0] < 6 || k[0] == 6 && k[1] < 15 {
-			return fail(errdefs.Unsupported, "a part of a file system that is mounted for one container only needs Linux 6.15", "mount all of it", err)
-		}
 	}
 	f, err := pathrs.OpenBeneath(root, m.Subpath, unix.O_PATH, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fail(errdefs.NotFound, "there is no such file or directory in the volume", "make it first: onggi run --rm -v "+vol.Name+":/v IMAGE mkdir -p /v/"+m.Subpath, err)
-	case err != nil:
-		return fail(errdefs.KindOf(err), "it leads out of the volume, or cannot be opened", "", err)
+	if err != nil {
+		return badSubpath(vol, m.Subpath, err)
 	}
 	s.hand(m.Target, f)
 	return nil

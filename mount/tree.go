@@ -75,6 +75,56 @@ func Detached(m Mount) (*os.File, error) {
 	return os.NewFile(uintptr(fd), m.Source), nil
 }
 
+// Parts makes the file system of m where only one thread sees it, has fill write into its root (nil: nothing), and returns
+// a mount of each path in it, resolved below its root, as Detached returns the whole. They live on without the rest. Like
+// Detached it is not for overlays and binds. An error of openat2(2) for a path is returned as it is.
+func Parts(m Mount, fill func(root *os.File) error, paths []string) (parts []*os.File, err error) {
+	whole, err := Detached(m)
+	if err != nil {
+		return nil, err
+	}
+	defer whole.Close()
+	defer func() {
+		if err != nil {
+			for _, p := range parts {
+				_ = p.Close()
+			}
+			parts = nil
+		}
+	}()
+	err = inNamespace(func() error {
+		// Anywhere: in this namespace, which ends with the thread, nobody else looks for what it covers.
+		const at = "/proc"
+		if err := unix.MoveMount(int(whole.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return err
+		}
+		root, err := os.Open(at)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		if fill != nil {
+			if err := fill(root); err != nil {
+				return err
+			}
+		}
+		for _, p := range paths {
+			fd, err := unix.Openat2(int(root.Fd()), p, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
+			if err != nil {
+				return &os.PathError{Op: "open", Path: p, Err: err}
+			}
+			tree, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+			_ = unix.Close(fd)
+			if err != nil {
+				return &os.PathError{Op: "open", Path: p, Err: err}
+			}
+			parts = append(parts, os.NewFile(uintptr(tree), p))
+		}
+		return nil
+	})
+	return parts, err
+}
+
 // inNamespace runs f in a thread with a mount namespace of its own, from which nothing reaches the host's. The thread
 // ends with it.
 func inNamespace(f func() error) error {

@@ -90,3 +90,53 @@ func TestDetached(t *testing.T) {
 		}
 	}
 }
+
+// TestParts: files of a tmpfs that nobody sees, each with a mount of its own.
+func TestParts(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	fill := func(root *os.File) error {
+		dir := root.Name()
+		for _, n := range []string{"one", "two"} {
+			if err := os.WriteFile(filepath.Join(dir, n), []byte(n), 0o600); err != nil {
+				return err
+			}
+		}
+		return os.Symlink("/etc/passwd", filepath.Join(dir, "out"))
+	}
+	tmpfs := Mount{Type: "tmpfs", Source: "parts", Options: []string{"size=1m"}}
+	parts, err := Parts(tmpfs, fill, []string{"one", "two"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := filepath.Join(t.TempDir(), "place")
+	if err := os.WriteFile(place, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range parts {
+		err := inNamespace(func() error {
+			if err := unix.MoveMount(int(p.Fd()), "", unix.AT_FDCWD, place, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				return err
+			}
+			if b, err := os.ReadFile(place); err != nil || string(b) != p.Name() {
+				t.Errorf("%s holds %q, %v", p.Name(), b, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{"out", "../one", "none"} {
+		if _, err := Parts(tmpfs, fill, []string{"one", bad}); err == nil {
+			t.Errorf("%s: no error", bad)
+		}
+	}
+	if b, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(b), " parts ") {
+		t.Errorf("a mount is left on the host: %v", err)
+	}
+}

@@ -84,7 +84,7 @@ func TestSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	write := func(name string, n int) error {
-		return os.WriteFile(filepath.Join(v.Path, name), make([]byte, n), 0o600)
+		return bounded(func() error { return os.WriteFile(filepath.Join(v.Path, name), make([]byte, n), 0o600) })
 	}
 	if err := write("half", 500_000); err != nil {
 		t.Error(err)

@@ -80,6 +80,11 @@ test-arm64: ## the walk of one start on arm64, under full emulation (Debian's ar
 conformance: build ## opencontainers/runtime-tools' validation suite on onggi-runtime (needs root)
 	@scripts/as-root scripts/conformance
 
+.PHONY: crash
+crash: ## cut the power 1,500 times while the store works, and kill it at each of its steps (needs root, ten minutes)
+	@scripts/setup test
+	@scripts/as-root env ONGGI_TEST_POWERCUTS=1500 go test ./image -run 'TestPowerLoss|TestFaultsAndKills' -v -timeout 60m | grep -v 'lost, after'
+
 .PHONY: fuzz
 FUZZTIME ?= 1m
 fuzz: ## every fuzz target for FUZZTIME (1m) each

@@ -182,7 +182,7 @@ func buildTag(a *app, c *cobra.Command) {
 }
 
 func buildRmi(a *app, c *cobra.Command) {
-	var force, now bool
+	var force, now, dry bool
 	c.Use = "rmi [FLAGS] IMAGE [IMAGE...]"
 	c.Long = `Remove names of images, and with the last name the image and those of its layers that no other image needs. An image that
 a container was made from stays. What is removed goes to the trash, from where "onggi undo" brings it back until its time is
@@ -190,9 +190,11 @@ over (onggi system limits) or space is needed.`
 	c.Example = `  onggi rmi debian:12
   onggi undo                                    no, back with it
   onggi rmi --now debian:12                     and its space is free
+  onggi rmi --dry-run debian:12                 what would go
   onggi rmi -f 3f2a9c1b77de                     all names of this image`
 	c.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by id; one that is not here is no error")
 	c.Flags().BoolVar(&now, "now", false, "delete at once instead of keeping it in the trash: it cannot be undone")
+	c.Flags().BoolVar(&dry, "dry-run", false, "print what would be removed, and remove nothing")
 	c.Args = takes(1, -1, "the names or ids of images")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		e, err := a.open()
@@ -206,29 +208,32 @@ over (onggi system limits) or space is needed.`
 			return err
 		}
 		now = now || !to.Expires.After(to.Time)
-		var last error
-		for _, name := range args { // one after the other: what one needs another may free
-			var removed []image.Removed
-			if now {
-				removed, err = e.RemoveImage(ctx, name, force)
-			} else {
-				removed, err = e.DiscardImage(ctx, name, force, to)
-			}
-			if force && errdefs.Is(err, errdefs.NotFound) {
-				continue
-			}
-			if err != nil {
-				if last != nil {
-					a.report(last)
-				}
-				last = err
-				continue
-			}
-			if err := a.print(removedText(removed)); err != nil {
-				return err
-			}
+		if dry {
+			to = nil
 		}
-		return last
+		var removed []image.Removed
+		var why []error
+		if now && !dry {
+			for _, name := range args { // one after the other: what one needs another may free
+				r, err := e.RemoveImage(ctx, name, force)
+				if removed = append(removed, r...); err != nil {
+					why = append(why, err)
+				}
+			}
+		} else if removed, why, err = e.DiscardImages(ctx, args, force, to); err != nil {
+			return err
+		}
+		if err := a.print(removedText(removed)); err != nil {
+			return err
+		}
+		why = slices.DeleteFunc(why, func(err error) bool { return force && errdefs.Is(err, errdefs.NotFound) })
+		if len(why) == 0 {
+			return nil
+		}
+		for _, err := range why[:len(why)-1] {
+			a.report(err)
+		}
+		return why[len(why)-1]
 	}
 }
 

@@ -53,6 +53,7 @@ func commands() []command {
 		{"top", "List a container's processes", groupLook, buildTop},
 		{"port", "Print where a container's ports are published", groupLook, buildPort},
 		{"diff", "List what a container has otherwise than its image", groupLook, buildDiff},
+		{"export", "Write a container's root file system as a tar archive", groupLook, buildExport},
 		{"build", "Make an image from a Dockerfile", groupImages, buildBuild},
 		{"pull", "Bring an image in from a registry", groupImages, buildPull},
 		{"push", "Bring an image into a registry", groupImages, buildPush},

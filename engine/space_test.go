@@ -136,7 +136,7 @@ func TestUsageIsWhatDuSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.DiscardImage(ctx, "one:1", false, to); err != nil {
+	if _, why, err := e.DiscardImages(ctx, []string{"one:1"}, false, to); err != nil || len(why) > 0 {
 		t.Fatal(err)
 	}
 	if u := check("an image in the trash"); u.TrashBytes < 200_000 || len(u.Removals) != 1 || u.Removals[0].Size < 200_000 {

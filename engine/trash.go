@@ -467,16 +467,19 @@ func (e *Engine) imagesInUse() (inUse func(digest.Digest) bool, unlock func(), e
 	return func(d digest.Digest) bool { return used[d] }, func() { _ = lock.Close() }, nil
 }
 
-// DiscardImage is RemoveImage into the trash.
-func (e *Engine) DiscardImage(ctx context.Context, nameOrID string, force bool, to *Removal) ([]image.Removed, error) {
+// DiscardImages is RemoveImage of several into the trash; why says of those that stay why. A nil to only says what would go.
+func (e *Engine) DiscardImages(ctx context.Context, namesOrIDs []string, force bool, to *Removal) (out []image.Removed, why []error, err error) {
 	store, err := e.Images()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	inUse, unlock, err := e.imagesInUse()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer unlock()
-	return store.Discard(ctx, nameOrID, force, inUse, image.Disposal{ID: to.ID, Command: to.Command, Expires: to.Expires})
+	if to == nil {
+		return store.WouldRemove(namesOrIDs, force, inUse)
+	}
+	return store.DiscardAll(ctx, namesOrIDs, force, inUse, image.Disposal{ID: to.ID, Command: to.Command, Expires: to.Expires})
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -18,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestPowerLoss records every block that load, import, tag, discard, undo, removal and the emptying of the trash write to a
+// TestPowerLoss records every block that load, import, pull, commit, tag, discard, undo, removal and the emptying of the trash write to a
 // disk with ext4, and cuts the power after each of many of them: what was sent before is on the disk, but of what was sent
 // after the last flush a random part only. Then the file system recovers its journal and the store is opened: every
 // operation that had been acknowledged is as it was left, the images are whole to the byte, and a sweep leaves no orphan.
@@ -70,6 +71,9 @@ func TestPowerLoss(t *testing.T) {
 	// The blob of wide is not kept: that it goes must not be on the disk before the layer is.
 	one := imageOf("amd64", common, layerOf(ocispec.MediaTypeImageLayerGzip, file{"one", strings.Repeat("1", 50000)}), wide(ocispec.MediaTypeImageLayerGzip))
 	other := imageOf("amd64", common, layerOf(ocispec.MediaTypeImageLayerZstd, file{"two", strings.Repeat("2", 50000)}))
+	f := newFake(t)
+	f.add("v1", imageOf("amd64", common, layerOf(ocispec.MediaTypeImageLayerGzip, file{"pulled", strings.Repeat("p", 60000)})))
+	ref := f.ref(t, "v1")
 	s := openRoot(t, filepath.Join(at, "root"))
 	load := func(i *testImage, name string) func() error {
 		return func() error {
@@ -99,6 +103,15 @@ func TestPowerLoss(t *testing.T) {
 		{"discard imported", discard("imported:1", second), "one:1 tagged:1 two:1"},
 		{"empty", func() error { return s.EmptyTrash(bg, func(*Trash) bool { return true }) }, "one:1 tagged:1 two:1"},
 		{"remove", func() error { _, err := s.Remove(bg, "two:1", false, nil); return err }, "one:1 tagged:1"},
+		{"pull", func() error { _, err := pull(t, s, ref); return err }, ref.Familiar() + " one:1 tagged:1"},
+		{"commit", func() error {
+			img, err := s.Get("one:1")
+			if err != nil {
+				return err
+			}
+			_, err = s.Commit(bg, img, bytes.NewReader(tarOf(file{"change", strings.Repeat("c", 30000)})), CommitOptions{Ref: parse(t, "zcommit:1")})
+			return err
+		}, ref.Familiar() + " one:1 tagged:1 zcommit:1"},
 	}
 	acked := []int{d.at()} // acked[n]: how far the log was when n operations had returned
 	for _, o := range operations {

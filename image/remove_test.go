@@ -310,6 +310,8 @@ func TestFaultsAndKills(t *testing.T) {
 	must(t, os.WriteFile(archive, dockerArchive(map[string][]string{"a": {"loaded:1"}}, map[string]*testImage{"a": imageOf("amd64", base, layerOf("", file{"l", strings.Repeat("l", 2<<20)}))}), 0o600))
 
 	reg := realRegistry(t, "")
+	failed, killed := 0, 0
+	defer func() { t.Logf("%d steps failed, %d kills", failed, killed) }()
 	for _, op := range []string{"pull", "load", "import", "commit", "push", "remove", "discard", "undo", "empty"} {
 		run := func(dir, fault, names string) (string, error) {
 			cmd := exec.Command(bin, "-test.run=^TestFaultsAndKills$")
@@ -337,6 +339,11 @@ func TestFaultsAndKills(t *testing.T) {
 					dir := filepath.Join(t.TempDir(), "r")
 					fault := step + at + "=" + what
 					out, err := run(dir, fault, "")
+					if what == "kill" {
+						killed++
+					} else {
+						failed++
+					}
 					if what == "error" && err != nil {
 						t.Errorf("%s with %s: %v\n%s", op, fault, err, out)
 						continue

@@ -77,6 +77,46 @@ func (s *Store) Discard(ctx context.Context, nameOrID string, force bool, inUse 
 	})
 }
 
+// DiscardAll is Discard of several, one after the other, with one change of the index. What cannot be removed stays, and the
+// others go; why is told for each.
+func (s *Store) DiscardAll(ctx context.Context, namesOrIDs []string, force bool, inUse func(digest.Digest) bool, to Disposal) (out []Removed, why []error, err error) {
+	out, err = s.discard(ctx, to, func(idx index) (next, gone index, out []Removed, err error) {
+		next, gone, out, why = idx.removeEach(namesOrIDs, force, inUse)
+		return next, gone, out, nil
+	})
+	return out, why, err
+}
+
+// WouldRemove says what DiscardAll or Remove would do, and does nothing.
+func (s *Store) WouldRemove(namesOrIDs []string, force bool, inUse func(digest.Digest) bool) (out []Removed, why []error, err error) {
+	idx, err := s.readIndex()
+	if err != nil {
+		return nil, nil, err
+	}
+	_, _, out, why = idx.removeEach(namesOrIDs, force, inUse)
+	return out, why, nil
+}
+
+// removeEach removes one after the other: what one needs another may free.
+func (idx index) removeEach(namesOrIDs []string, force bool, inUse func(digest.Digest) bool) (next, gone index, out []Removed, why []error) {
+	if inUse == nil {
+		inUse = func(digest.Digest) bool { return false }
+	}
+	next = idx
+	for _, n := range namesOrIDs {
+		after, g, said, err := next.remove(n, force, inUse)
+		if err != nil {
+			why = append(why, err)
+			continue
+		}
+		next, gone, out = after, append(gone, g...), append(out, said...)
+		for _, id := range g.ids() {
+			out = append(out, Removed{Deleted: string(id)})
+		}
+	}
+	return next, gone, out, why
+}
+
 // Prune discards the images that chosen says, with all their names, and reports them. The answer for an image that
 // inUse names is not asked: it stays. A nil to deletes them at once.
 func (s *Store) Prune(ctx context.Context, chosen func(*Image) bool, inUse func(digest.Digest) bool, to *Disposal) ([]Removed, error) {

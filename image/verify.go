@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -25,6 +26,11 @@ const (
 	maxReasons       = 4
 	cosignTagEnding  = ".sig"
 	unsignedSentence = "it has no signature"
+
+	// Keyless signatures, and those that cosign 3 makes, are not verified (doc/decisions/22).
+	cosignCertificate = "dev.sigstore.cosign/certificate"
+	sigstoreBundle    = "application/vnd.dev.sigstore.bundle"
+	keylessSentence   = "it is keyless or in a form that is not verified here; sign with a key in cosign's own form (cosign sign --key, for cosign 3 with --new-bundle-format=false)"
 )
 
 // Verify checks what ref names in its registry against a rule that wants signatures: that what d describes, or else one
@@ -84,13 +90,26 @@ func verifyOne(ctx context.Context, c *registry.Client, ref reference.Reference,
 			if err = rule.Verify(ref, d, p, l.Annotations[cosignSignature]); err == nil {
 				return nil, nil
 			}
+			if l.Annotations[cosignCertificate] != "" {
+				err = errors.New(keylessSentence)
+			}
 			reasons = append(reasons, "a signature of "+short(d)+" does not do: "+err.Error())
 		}
 	}
-	if len(reasons) == 0 {
-		reasons = append(reasons, unsignedSentence)
+	if len(reasons) > 0 {
+		return reasons, nil
 	}
-	return reasons, nil
+	// What else may be meant as a signature is told, so that nobody looks for a fault in the registry.
+	others, err := c.Referrers(ctx, ref, d, "")
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range others {
+		if strings.HasPrefix(o.ArtifactType, sigstoreBundle) {
+			return []string{"its signature is a bundle of Sigstore's: " + keylessSentence}, nil
+		}
+	}
+	return []string{unsignedSentence}, nil
 }
 
 // signatures lists the manifests that hold signatures of d.

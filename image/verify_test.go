@@ -29,6 +29,8 @@ import (
 type signer struct {
 	key *ecdsa.PrivateKey
 	pem string
+	// as cosign without a key: with a certificate, or as a bundle of Sigstore's
+	keyless, bundle bool
 }
 
 func newSigner(t testing.TB) *signer {
@@ -37,7 +39,7 @@ func newSigner(t testing.TB) *signer {
 	must(t, err)
 	b, err := x509.MarshalPKIXPublicKey(&k.PublicKey)
 	must(t, err)
-	return &signer{k, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: b}))}
+	return &signer{key: k, pem: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: b}))}
 }
 
 // sign puts a signature of d, made for name, into ref's repository: under cosign's tag, or as a referrer.
@@ -50,11 +52,17 @@ func (s *signer) sign(t testing.TB, ref reference.Reference, d ocispec.Descripto
 	sig, err := ecdsa.SignASN1(rand.Reader, s.key, sum[:])
 	must(t, err)
 	layer := ocispec.Descriptor{MediaType: cosignPayload, Digest: digest.FromBytes(payload), Size: int64(len(payload)), Annotations: map[string]string{cosignSignature: base64.StdEncoding.EncodeToString(sig)}}
+	if s.keyless {
+		layer.Annotations[cosignCertificate] = "-----BEGIN CERTIFICATE-----"
+	}
 	cfg := memory(ocispec.MediaTypeImageConfig, []byte(`{"architecture":"","os":"","config":{},"rootfs":{"type":"layers","diff_ids":[]}}`))
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: cfg.desc, Layers: []ocispec.Descriptor{layer}}
 	tag := registry.ReferrersTag(d.Digest) + ".sig"
 	if referrer {
 		m.Subject, m.ArtifactType, tag = &d, cosignReferrer, ""
+	}
+	if s.bundle {
+		m.Subject, m.ArtifactType, tag = &d, sigstoreBundle+".v0.3+json", ""
 	}
 	raw, err := json.Marshal(m)
 	must(t, err)
@@ -101,6 +109,12 @@ func TestSignaturesAreWantedBeforeAnythingIsUnpacked(t *testing.T) {
 			them.sign(t, r, idxDesc, r.Repository(), true)
 			us.sign(t, r, idxDesc, r.Repository(), false)
 		}, "", 0, ""},
+		"keyless": {func(r reference.Reference) {
+			(&signer{key: them.key, keyless: true}).sign(t, r, idxDesc, r.Repository(), false)
+		}, "", errdefs.Forbidden, "it is keyless"},
+		"a bundle": {func(r reference.Reference) {
+			(&signer{key: us.key, bundle: true}).sign(t, r, idxDesc, r.Repository(), false)
+		}, "", errdefs.Forbidden, "a bundle of Sigstore's"},
 		"for another name":        {func(r reference.Reference) { us.sign(t, r, idxDesc, "r.example/x", false) }, "", errdefs.Forbidden, "made for the name"},
 		"for another name is all": {func(r reference.Reference) { us.sign(t, r, idxDesc, "r.example/x", false) }, "identity = \"any\"\n", 0, ""},
 		"unsigned, and warned":    {func(reference.Reference) {}, "mode = \"warn\"\n", 0, ""},

@@ -33,6 +33,21 @@ func (s *Store) Diff(ctx context.Context, id string, w io.Writer) (archive.Stats
 	return st, err
 }
 
+// Export writes the root file system that the writable layer id makes with the layers below it as a tar: no whiteouts, and
+// nothing of what is mounted in it. It may run while the container does. NotFound when there is no such writable layer.
+func (s *Store) Export(ctx context.Context, id string, w io.Writer) error {
+	return s.difference(id, func(d *archive.Difference) error {
+		root, err := d.Merged()
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		whole := archive.Difference{Tree: root, Whole: true} // everything is otherwise than nothing
+		_, err = whole.Pack(ctx, w)
+		return err
+	})
+}
+
 // difference opens the writable layer and what is below it, and calls f.
 func (s *Store) difference(id string, f func(*archive.Difference) error) error {
 	rel, err := containerPath(id)

@@ -228,7 +228,7 @@ func (s *Store) write(ctx context.Context, u *unpacked, r io.Reader, whiteouts s
 	taps := []io.Writer{hash}
 	var samples *samples
 	if from != nil {
-		if samples, err = newSamples(u.dir.Name() + "/" + layerRecipe); err != nil {
+		if samples, err = newSamples(u.dir.Name()+"/"+layerRecipe, from.Size); err != nil {
 			return err
 		}
 		defer samples.close()

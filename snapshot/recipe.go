@@ -67,18 +67,22 @@ type head struct {
 
 func (h *head) Write(p []byte) (int, error) {
 	if n := min(len(p), h.limit-len(h.b)); n > 0 {
+		if h.b == nil {
+			h.b = make([]byte, 0, h.limit)
+		}
 		h.b = append(h.b, p[:n]...)
 	}
 	return len(p), nil
 }
 
-func newSamples(recipe string) (*samples, error) {
+// newSamples begins with a blob of size bytes; the recipe is written to a new file of that name.
+func newSamples(recipe string, size int64) (*samples, error) {
 	f, err := os.OpenFile(recipe, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	return &samples{
-		blob: head{limit: archive.SampleBlob}, archive: head{limit: archive.SampleArchive},
+		blob: head{limit: int(min(archive.SampleBlob, size))}, archive: head{limit: archive.SampleArchive},
 		file: f, recipe: bufio.NewWriterSize(f, 64<<10),
 	}, nil
 }

@@ -100,7 +100,8 @@ func (b *bench) pull() {
 		row := func() *contender { return &contender{name: name} }
 		r := rows{row(), row(), row(), row(), row(), row(), row()}
 		all = append(all, r)
-		round, daemons := 0, 0
+		round, daemons, removal := 0, 0, 0
+		kept := map[int][]string{} // by round
 		var e storeEngine
 		var peak int64
 		var others []string // what was pulled or committed beside the image
@@ -160,15 +161,21 @@ func (b *bench) pull() {
 			r.pushed.argv = r.push.argv
 			return nil
 		}
-		r.remove.prepare = func() error {
+		r.remove.prepare = func() (err error) { // when all have pulled: in the stores of the rounds, one after the other
+			removal++
+			daemons = len(b.daemons)
+			if e, err = start[name](fmt.Sprintf("pull%d-%d", i, removal)); err != nil {
+				return err
+			}
 			if !e.noCommit {
-				if err := run("rm", "change"+strconv.Itoa(change), "change"+strconv.Itoa(change-1)); err != nil {
+				if err := run("rm", "change"+strconv.Itoa(commits*removal), "change"+strconv.Itoa(commits*removal-1)); err != nil {
 					return err
 				}
 			}
-			r.remove.argv = slices.Concat(e.argv, e.remove, []string{image}, others)
+			r.remove.argv = slices.Concat(e.argv, e.remove, []string{image}, kept[removal])
 			return nil
 		}
+		r.remove.after = func() error { b.stopTo(daemons); return nil }
 		for _, c := range []*contender{r.small, r.commit, r.remove} {
 			c.argv = []string{"set before each"}
 		}
@@ -191,10 +198,20 @@ func (b *bench) pull() {
 			} else {
 				b.rounds(commits, r.commit, r.push, r.pushed)
 			}
-			b.one(r.remove)
+			kept[round] = others
 			return nil
 		}
 	}
+	defer func() {
+		var cs []*contender
+		for _, r := range all {
+			if r.cold.err == nil {
+				cs = append(cs, r.remove)
+			}
+		}
+		b.rounds(n, cs...)
+		b.table(fmt.Sprintf("image: rmi of the image and its %d versions (%d rounds)", smalls+commits, n), []aim{{limit: 50 * time.Millisecond}}, cs...)
+	}()
 	table := func(title string, aims []aim, pick func(rows) *contender) {
 		var cs []*contender
 		for _, r := range all {
@@ -215,7 +232,6 @@ func (b *bench) pull() {
 	table(fmt.Sprintf("image: commit of a change of 1 MB (%d rounds of %d)", n, commits), []aim{{limit: 60 * time.Millisecond}}, func(r rows) *contender { return r.commit })
 	table(fmt.Sprintf("image: push, one layer of 1 MB is new (%d rounds of %d)", n, commits), []aim{{limit: 50 * time.Millisecond}}, func(r rows) *contender { return r.push })
 	table(fmt.Sprintf("image: push, nothing is new (%d rounds of %d)", n, commits), nil, func(r rows) *contender { return r.pushed })
-	table(fmt.Sprintf("image: rmi of the image and its %d versions (%d rounds)", smalls+commits, n), []aim{{limit: 50 * time.Millisecond}}, func(r rows) *contender { return r.remove })
 	fmt.Printf("\n### image: what that pull took\n\n| | disk used by the store | peak memory, daemons included |\n|---|---|---|\n")
 	var leanest int64
 	for _, name := range order {

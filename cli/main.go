@@ -171,7 +171,7 @@ func (a *app) open() (*engine.Engine, error) {
 	}
 	a.debugf("root %s, run root %s, program %s", root, runRoot, self)
 	a.engine, err = engine.Open(engine.Options{
-		Root: root, RunRoot: runRoot,
+		Root: root, RunRoot: runRoot, For: os.Getenv("SUDO_USER"),
 		Self: []string{self, "--root", root, "--run-root", runRoot}, KeepBlobs: a.keepBlobs,
 	})
 	return a.engine, err

@@ -602,7 +602,7 @@ func (r *running) pass(n syscall.Signal) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := r.client.Signal(ctx, int(n)); err != nil {
+	if err := r.client.SignalBy(ctx, int(n), r.engine.Sender("passed on by onggi run")); err != nil {
 		r.debugf("signal %d: %v", n, err)
 	}
 }

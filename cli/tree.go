@@ -48,6 +48,7 @@ func commands() []command {
 		{"ps", "List containers", groupLook, buildPs},
 		{"logs", "Print what a container has written", groupLook, buildLogs},
 		{"events", "Print what has happened, and what happens", groupLook, buildEvents},
+		{"why", "Say why a container has ended, or does not run", groupLook, buildWhy},
 		{"inspect", "Print all that is known about containers or images", groupLook, buildInspect},
 		{"stats", "Show what containers use", groupLook, buildStats},
 		{"top", "List a container's processes", groupLook, buildTop},

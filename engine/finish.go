@@ -312,7 +312,7 @@ func (e *Engine) stop(ctx context.Context, r *record, idOrName string, o StopOpt
 			grace = 1<<63 - 1
 		}
 	}
-	if err := signal(ctx, c, sig); err != nil {
+	if err := e.signal(ctx, c, sig, "onggi stop"); err != nil {
 		return err
 	}
 	if err := e.thaw(r); err != nil {
@@ -327,7 +327,7 @@ func (e *Engine) stop(ctx context.Context, r *record, idOrName string, o StopOpt
 	if ctx.Err() != nil || patience.Err() == nil {
 		return err
 	}
-	if err := signal(ctx, c, int(syscall.SIGKILL)); err != nil {
+	if err := e.signal(ctx, c, int(syscall.SIGKILL), "onggi stop, after the grace time"); err != nil {
 		return err
 	}
 	_, err = c.Wait(ctx)
@@ -343,8 +343,8 @@ func (r *record) stopSignal() (int, error) {
 }
 
 // signal sends a signal; that the container has just ended is no error.
-func signal(ctx context.Context, c *monitor.Client, sig int) error {
-	err := c.Signal(ctx, sig)
+func (e *Engine) signal(ctx context.Context, c *monitor.Client, sig int, why string) error {
+	err := c.SignalBy(ctx, sig, e.Sender(why))
 	if errdefs.Is(err, errdefs.Conflict) || errdefs.Is(err, errdefs.NotFound) {
 		return nil
 	}
@@ -371,7 +371,7 @@ func (e *Engine) Kill(ctx context.Context, idOrName string, sig int) error {
 		return err
 	}
 	defer c.Close()
-	if err := c.Signal(ctx, sig); err != nil {
+	if err := c.SignalBy(ctx, sig, e.Sender("onggi kill")); err != nil {
 		return err
 	}
 	if own, _ := r.stopSignal(); sig == own || sig == int(syscall.SIGKILL) {

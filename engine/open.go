@@ -29,6 +29,7 @@ type Options struct {
 	Self         []string // command line that runs `onggi` on the same roots, for the monitor's Cleanup
 	CgroupParent string   // control group of all containers; default "/onggi"
 	Bridge       string   // name of the bridge; default as package network's
+	For          string   // the user behind this process, if it is another one's (sudo): Sender tells
 	KeepBlobs    string   // what becomes of layers' blobs (image.Keep); default what the limits say, image.KeepAuto
 }
 

@@ -109,7 +109,7 @@ func (h *held) end(ctx context.Context) error {
 		if c, err := monitor.Dial(ctx, run); err == nil {
 			// The removal that follows is the clean-up: the monitor need not start another one.
 			_ = c.Mine(ctx)
-			if err := signal(ctx, c, int(syscall.SIGKILL)); err == nil {
+			if err := h.e.signal(ctx, c, int(syscall.SIGKILL), "onggi rm -f"); err == nil {
 				_ = h.e.thaw(h.rec) // what is frozen does not die (v1); killAll follows if this does not help
 				bound, cancel := context.WithTimeout(ctx, 10*time.Second)
 				_, _ = c.Wait(bound)

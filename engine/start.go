@@ -80,6 +80,13 @@ func (e *Engine) Start(ctx context.Context, idOrName string, o StartOptions) (_ 
 		return nil, err
 	}
 	steps := undo.New("run")
+	defer func() {
+		if err != nil && ctx.Err() == nil { // after what was begun has been taken back
+			h.rec.Pid, h.rec.Network = 0, nil
+			h.rec.lastFailure(err)
+			err = errors.Join(err, h.write(false))
+		}
+	}()
 	defer steps.Undo(&err)
 	return h.start(ctx, o, steps, nil)
 }
@@ -133,6 +140,7 @@ func (e *Engine) Run(ctx context.Context, c Config, pull PullFunc, o StartOption
 	if err != nil {
 		if !c.AutoRemove {
 			h.rec.Status, h.rec.Pid, h.rec.Network = Created, 0, nil
+			h.rec.lastFailure(err)
 			keep = h.write(true) == nil && h.settle() == nil
 		} else {
 			err = errors.Join(err, h.removeVolumes())
@@ -357,7 +365,7 @@ func (h *held) start(ctx context.Context, o StartOptions, steps *undo.Stack, pla
 			}
 			return err
 		}
-		r.Status, r.Exit = Running, nil
+		r.Status, r.Exit, r.Interrupted = Running, nil, false
 		return h.write(false)
 	}, nil); err != nil {
 		return nil, err

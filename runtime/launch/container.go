@@ -396,6 +396,19 @@ func (c *Container) OOMKilled() bool {
 	return err == nil && n > 0
 }
 
+// MemoryPeak is the most memory that the container's control group has had, bytes; 0 when the kernel does not say.
+func (c *Container) MemoryPeak() int64 {
+	g, err := c.openGroup()
+	if err != nil {
+		return 0
+	}
+	s, err := g.Stats()
+	if err != nil {
+		return 0
+	}
+	return int64(min(s.MemoryPeak, 1<<62))
+}
+
 // Delete removes control group and state of a stopped container. Conflict when it runs.
 func (c *Container) Delete() error { return c.remove(false) }
 

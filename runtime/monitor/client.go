@@ -548,7 +548,12 @@ func (c *Client) Resize(ctx context.Context, width, height uint16) error {
 
 // Signal sends a signal to the container's first process.
 func (c *Client) Signal(ctx context.Context, sig int) error {
-	return c.request(ctx, &message{Op: "signal", Signal: sig})
+	return c.SignalBy(ctx, sig, "")
+}
+
+// SignalBy is Signal with a word on who sends it and why ("onggi stop, by root"), for Exit.Signals. It is cut at 256 bytes.
+func (c *Client) SignalBy(ctx context.Context, sig int, by string) error {
+	return c.request(ctx, &message{Op: "signal", Signal: sig, By: by[:min(len(by), maxBy)]})
 }
 
 // Wait returns the exit record. All output has been delivered to this client's attached streams and to the log by then,

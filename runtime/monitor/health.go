@@ -227,7 +227,7 @@ func (s *server) signal(sig int) {
 	s.reaping.Lock()
 	defer s.reaping.Unlock()
 	if proc.Signal(sig) == nil {
-		s.record("kill", time.Now(), "signal", strconv.Itoa(sig))
+		s.sent(Sent{Signal: sig, At: time.Now().UTC(), By: "the monitor, because the health check failed", Pid: os.Getpid(), UID: uint32(os.Geteuid())})
 	}
 }
 

@@ -63,12 +63,29 @@ type Exit struct {
 	StartedAt  time.Time `json:"startedAt"`
 	FinishedAt time.Time `json:"finishedAt"`
 	Error      string    `json:"error,omitempty"` // why it never started; then StartedAt is zero
+	// Signals are the last ones that were sent through the monitor, oldest first. One that ended the container and is not here
+	// came from elsewhere: from inside, from another process of the host, or from the kernel.
+	Signals []Sent `json:"signals,omitempty"`
+	// MemoryPeak is the most memory that the control group has had, bytes; 0: not known.
+	MemoryPeak int64 `json:"memoryPeak,omitempty"`
 	// Unhealthy is what was done because the health check failed: "restart" or "stop" have ended it.
 	Unhealthy string `json:"unhealthy,omitempty"`
 	// Warnings are what went wrong while the container ran or ended without stopping it: a log that could not be
 	// written, a state that could not be deleted.
 	Warnings []string `json:"warnings,omitempty"`
 }
+
+// Sent is a signal that the monitor has delivered.
+type Sent struct {
+	Signal int       `json:"signal"`
+	At     time.Time `json:"at"`
+	By     string    `json:"by,omitempty"` // who sent it, in its own words
+	Pid    int       `json:"pid,omitempty"`
+	UID    uint32    `json:"uid"`
+}
+
+// keptSignals bounds Exit.Signals.
+const keptSignals = 8
 
 // Stdio are the container's ends of its standard streams; nil is /dev/null. With a terminal all three are nil: the
 // Process must also be a Consoler.
@@ -96,6 +113,9 @@ type Consoler interface {
 	// Console is the terminal's master side, from the container's own devpts. The monitor closes it.
 	Console() *os.File
 }
+
+// Measurer is a Process that knows how much memory it has used. After Wait, before Delete.
+type Measurer interface{ MemoryPeak() int64 }
 
 // Warner is a Process whose creation had to clamp or leave out something: what, in words for the user.
 type Warner interface{ Warnings() []string }

@@ -63,6 +63,17 @@ func (s *server) record(action string, at time.Time, more ...string) {
 	_ = events.Append(s.cfg.Journal, &events.Event{Type: events.Container, Action: action, ID: s.cfg.ID, Attributes: a, Time: at})
 }
 
+// sent notes a signal that was delivered.
+func (s *server) sent(m Sent) {
+	s.mu.Lock()
+	s.exit.Signals = append(s.exit.Signals, m)
+	if n := len(s.exit.Signals); n > keptSignals {
+		s.exit.Signals = append([]Sent(nil), s.exit.Signals[n-keptSignals:]...)
+	}
+	s.mu.Unlock()
+	s.record("kill", m.At, "signal", strconv.Itoa(m.Signal))
+}
+
 // recordEnd records the end of a container that has been started.
 func (s *server) recordEnd() {
 	s.mu.Lock()

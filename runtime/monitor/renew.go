@@ -228,6 +228,13 @@ func (s *server) save(st *state) {
 		}
 		st.str("healthon", h.On)
 	}
+	for _, m := range s.exit.Signals {
+		st.num("sentat", m.At.UnixNano())
+		st.num("sentpid", int64(m.Pid))
+		st.num("sentuid", int64(m.UID))
+		st.str("sentby", m.By)
+		st.num("sent", int64(m.Signal))
+	}
 	if s.exit.Unhealthy != "" {
 		st.str("unhealthy", s.exit.Unhealthy)
 	}
@@ -373,6 +380,18 @@ func (a *adopted) OOMKilled() bool {
 	return err == nil && p.OOMKilled()
 }
 
+func (a *adopted) MemoryPeak() int64 {
+	p, err := a.get()
+	if err != nil {
+		return 0
+	}
+	m, ok := p.(Measurer)
+	if !ok {
+		return 0
+	}
+	return m.MemoryPeak()
+}
+
 // adoptForeign finds a foreign runtime's container again. Its private mount namespace is not needed any more.
 func (s *server) adoptForeign(cfg *Config, pid int) (Process, error) {
 	return &foreignProcess{cfg: cfg, path: s.path, pid: pid, events: s.events, steps: undo.New("runtime")}, nil
@@ -390,6 +409,7 @@ func (s *server) load(fd int) error {
 	kind, stream, own, watched, dst := 0, 0, -1, -1, -1
 	var mine, stdinClosed bool
 	var held string
+	var sent Sent
 	var logErr error
 	var last *peer
 	src := map[int]*os.File{}
@@ -448,6 +468,17 @@ func (s *server) load(fd int) error {
 			*c.Health.numbers()[key[len(key)-1]-'0'] = int64(n)
 		case "healthon":
 			c.Health.On = v
+		case "sentat":
+			sent.At = time.Unix(0, int64(n)).UTC()
+		case "sentpid":
+			sent.Pid = n
+		case "sentuid":
+			sent.UID = uint32(n)
+		case "sentby":
+			sent.By = v
+		case "sent":
+			sent.Signal = n
+			s.exit.Signals = append(s.exit.Signals, sent)
 		case "unhealthy":
 			s.exit.Unhealthy = v
 		case "journal":

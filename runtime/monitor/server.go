@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -645,7 +644,11 @@ func (s *server) handle(p *peer, m *message, fds []int) error {
 		if err := proc.Signal(m.Signal); err != nil {
 			return err
 		}
-		s.record("kill", time.Now(), "signal", strconv.Itoa(m.Signal)) // its end is not looked at before
+		sent := Sent{Signal: m.Signal, At: time.Now().UTC(), By: m.By[:min(len(m.By), maxBy)]}
+		if u, err := peerOf(p.c); err == nil {
+			sent.Pid, sent.UID = int(u.Pid), u.Uid
+		}
+		s.sent(sent) // its end is not looked at before
 		return nil
 	case "mine":
 		s.mu.Lock()
@@ -741,10 +744,13 @@ func (s *server) end() int {
 	}
 	if proc != nil {
 		s.reaping.Lock()
-		oom := proc.OOMKilled()
+		oom, peak := proc.OOMKilled(), int64(0)
+		if m, ok := proc.(Measurer); ok {
+			peak = m.MemoryPeak()
+		}
 		s.reaping.Unlock()
 		s.mu.Lock()
-		s.exit.OOMKilled = oom
+		s.exit.OOMKilled, s.exit.MemoryPeak = oom, peak
 		s.mu.Unlock()
 	}
 	if s.log != nil {

@@ -17,6 +17,7 @@ const (
 	maxMessage = 64 << 10 // bytes of a packet from the monitor
 	maxRequest = 4 << 10  // bytes of a packet to the monitor: it keeps a buffer of this size per client
 	maxFds     = 3        // in one packet
+	maxBy      = 256      // bytes of message.By
 )
 
 // message is one packet in either direction; Op says which fields are set.
@@ -34,6 +35,7 @@ type message struct {
 	Width    uint16         `json:"width,omitempty"`
 	Height   uint16         `json:"height,omitempty"`
 	Signal   int            `json:"signal,omitempty"`
+	By       string         `json:"by,omitempty"`
 	Pid      int            `json:"pid,omitempty"`
 	Warnings []string       `json:"warnings,omitempty"`
 	At       time.Time      `json:"at,omitzero"`
@@ -166,15 +168,21 @@ func number(f *os.File) (int, error) {
 
 // peerUID returns the uid that the process at the other end of a unix socket had when it connected.
 func peerUID(c *conn) (uint32, error) {
+	u, err := peerOf(c)
+	if err != nil {
+		return 0, err
+	}
+	return u.Uid, nil
+}
+
+// peerOf returns the process at the other end, as it was when it connected.
+func peerOf(c *conn) (*unix.Ucred, error) {
 	var u *unix.Ucred
 	err := errors.New("no credentials")
 	if cerr := c.raw.Control(func(fd uintptr) {
 		u, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); cerr != nil {
-		return 0, cerr
+		return nil, cerr
 	}
-	if err != nil {
-		return 0, err
-	}
-	return u.Uid, nil
+	return u, err
 }

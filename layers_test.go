@@ -18,7 +18,7 @@ const module = "github.com/onggi/onggi"
 var layers = map[string]int{
 	"errdefs": 1, "undo": 1, "sys": 1, "pagecache": 1,
 	"build/graph": 2, "events": 2,
-	"content": 2, "reference": 2, "pathrs": 2, "userns": 2, "systemd": 2,
+	"content": 2, "reference": 2, "network/resolver": 2, "pathrs": 2, "userns": 2, "systemd": 2,
 	"build/cache": 3, "build/frontend": 3,
 	"archive": 3, "registry": 3, "signature": 3, "volume": 3, "secret": 3, "network": 3, "mount": 3, "cgroup": 3, "runtime/monitor/logfile": 3,
 	"build/dockerfile": 4, "build/tree": 4, "build/history": 4,

@@ -14,6 +14,7 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/events"
 	"github.com/onggi/onggi/network"
+	"github.com/onggi/onggi/network/resolver"
 	"github.com/onggi/onggi/runtime/monitor"
 	"golang.org/x/sys/unix"
 )
@@ -82,7 +83,17 @@ func (c *Config) checkNetworks() error {
 // endpoint is what the container asks of its networks.
 func (h *held) endpoint() network.Endpoint {
 	c := &h.rec.Config
-	return network.Endpoint{ID: h.rec.ID, Name: c.Name, Hostname: c.Hostname, Ports: c.Ports, Links: c.links()}
+	want := network.Endpoint{ID: h.rec.ID, Name: c.Name, Hostname: c.Hostname, Ports: c.Ports, Links: c.links(), Servers: c.DNS}
+	for alias, target := range c.Aliases {
+		if want.Aliases == nil {
+			want.Aliases = map[string]string{}
+		}
+		if t, err := h.e.get(target); err == nil {
+			target = t.Config.Name
+		}
+		want.Aliases[alias] = target // of one that is not there yet, too: it is looked up when it is asked for
+	}
+	return want
 }
 
 // resolveNetwork turns the name of the container whose network is shared into its id, and refuses networks that are not
@@ -177,8 +188,8 @@ func (h *held) writeNames(names network.Names, resolvPath, hostsPath string) err
 
 // linkedHosts are the lines of /etc/hosts for --link on the default network, where names are not resolved.
 func (h *held) linkedHosts(names *network.Names) ([]string, error) {
-	if names.Attachment == nil || len(h.rec.Config.Aliases) == 0 {
-		return nil, nil
+	if names.Attachment == nil || !slices.ContainsFunc(names.Attachment.Networks, func(j network.Joined) bool { return j.Network == network.Default }) {
+		return nil, nil // the resolver knows them
 	}
 	var out []string
 	for _, alias := range sortedKeys(h.rec.Config.Aliases) {
@@ -196,7 +207,7 @@ func (h *held) linkedHosts(names *network.Names) ([]string, error) {
 		found := false
 		for _, mine := range names.Attachment.Networks {
 			for _, its := range t.Network.Networks {
-				if mine.NetworkID != its.NetworkID {
+				if mine.NetworkID != its.NetworkID || mine.Network != network.Default {
 					continue
 				}
 				found = true
@@ -209,7 +220,7 @@ func (h *held) linkedHosts(names *network.Names) ([]string, error) {
 				}
 			}
 		}
-		if !found {
+		if !found && !names.Attachment.Named() {
 			return nil, &errdefs.Error{
 				Op: "use", What: "--link " + target + ":" + alias, Kind: errdefs.InvalidArgument,
 				Why: "both containers have no network in common", Fix: "connect them to one: onggi network connect NETWORK " + target,
@@ -674,4 +685,25 @@ func (e *Engine) hostnameOf(id string) (string, error) {
 		}
 	}
 	return t.Config.EffectiveHostname(t.ID, host)
+}
+
+// reviveResolver starts the resolver again when it was killed under running containers.
+func (e *Engine) reviveResolver(ctx context.Context) error {
+	if !exists(filepath.Join(e.o.RunRoot, "network", resolver.ConfigDir)) {
+		return nil
+	}
+	m, err := e.network()
+	if err != nil {
+		return err
+	}
+	return m.Revive(ctx, func(id string) (*os.File, error) {
+		r, err := e.get(id)
+		if err != nil {
+			return nil, err
+		}
+		if r.Status != Running {
+			return nil, notRunning("find", id)
+		}
+		return e.namespaceOf(r)
+	})
 }

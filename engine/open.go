@@ -223,8 +223,12 @@ func (e *Engine) network() (*network.Manager, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.net == nil {
+		var names []string
+		if bin, err := e.runtime(); err == nil { // without it nothing runs that could ask
+			names = []string{bin, "resolver"}
+		}
 		n, err := network.Open(network.Options{
-			StateDir: filepath.Join(e.o.Root, "network"), RunDir: filepath.Join(e.o.RunRoot, "network"), Bridge: e.o.Bridge,
+			StateDir: filepath.Join(e.o.Root, "network"), RunDir: filepath.Join(e.o.RunRoot, "network"), Bridge: e.o.Bridge, Resolver: names,
 		})
 		if err != nil {
 			return nil, err

@@ -21,6 +21,7 @@ func (e *Engine) sweepInterrupted(ctx context.Context) {
 	if found {
 		_ = e.sweepVolumeStore()
 	}
+	_ = e.reviveResolver(ctx)
 }
 
 // sweepVolumeStore removes volumes that are half made or half removed: whoever was interrupted with a container may have

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/network/resolver"
 	"github.com/onggi/onggi/undo"
 	"golang.org/x/sys/unix"
 )
@@ -118,6 +119,29 @@ func (m *Manager) Connect(ctx context.Context, netns *os.File, want Endpoint) (_
 	if err := s.Do("address", func() error { return t.configure(within) }, nil); err != nil {
 		return nil, nil, nil, fmt.Errorf("configure %s: %w", t.e.inside(), err)
 	}
+	if t.ground.net.Named() && len(m.o.Resolver) > 0 {
+		fresh := false
+		if err := s.Do("names", func() error {
+			if err := m.locked(func(*os.File) error {
+				_, err := os.Lstat(m.path(resolver.ConfigDir, want.ID))
+				fresh = errors.Is(err, os.ErrNotExist)
+				return m.redescribe(rt, want)
+			}); err != nil || !fresh {
+				return err
+			}
+			if err := m.serveNames(ctx, want.ID, netns); err != nil {
+				return errors.Join(err, m.undescribe(want.ID))
+			}
+			return nil
+		}, func() error {
+			if fresh {
+				return m.undescribe(want.ID)
+			}
+			return nil // it is written anew when the endpoint is gone
+		}); err != nil {
+			return nil, nil, nil, err
+		}
+	}
 	if len(t.e.Ports) > 0 {
 		list := elementsOf(t.e)
 		if err := s.Do("rules", func() error { return publish(nf, t.ground, t.e.Ports, list) },
@@ -195,6 +219,9 @@ func (m *Manager) Disconnect(ctx context.Context, netns *os.File, id, network st
 				return err
 			}
 			gates(rest)
+			if _, err := m.describe(id, nil, nil, rest); err != nil {
+				return err
+			}
 			if moved = portsAt(rest); moved == nil || len(e.Ports) == 0 || len(moved.e.Ports) > 0 {
 				return nil
 			}
@@ -219,6 +246,16 @@ func (m *Manager) Disconnect(ctx context.Context, netns *os.File, id, network st
 		}
 	}
 	return left, ports, nil
+}
+
+// redescribe writes the resolver's configuration after a sandbox's networks have changed. The caller holds the lock.
+func (m *Manager) redescribe(rt *socket, want Endpoint) error {
+	list, err := m.targets(rt, want.ID)
+	if err != nil {
+		return err
+	}
+	_, err = m.describe(want.ID, want.Servers, want.Aliases, list)
+	return err
 }
 
 // targets are the networks to which a sandbox is connected, in the order of its interfaces.

@@ -632,6 +632,9 @@ func (m *Manager) releaseAll(id string) error {
 			return err
 		}
 	}
+	if err := m.undescribe(id); err != nil {
+		return err
+	}
 	if err := os.Remove(m.path(moreDir, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/network/resolver"
 )
 
 // Names is what resolv.conf and hosts are made of.
@@ -66,6 +68,9 @@ func (n Names) resolvConf(files hostFiles) ([]byte, error) {
 		return nil, err
 	}
 	bridged := n.Attachment != nil
+	if bridged && n.Attachment.Named() {
+		return n.ownResolver(text)
+	}
 	if !bridged && len(n.DNS) == 0 && len(n.DNSSearch) == 0 && len(n.DNSOptions) == 0 {
 		return text, nil
 	}
@@ -107,6 +112,30 @@ func (n Names) resolvConf(files hostFiles) ([]byte, error) {
 		b.WriteString("options " + strings.Join(options, " ") + "\n")
 	}
 	return []byte(b.String()), nil
+}
+
+// ownResolver is resolv.conf where names are resolved by ours, which asks the name servers (--dns) itself. A name
+// without a dot is asked for as it is first: it may be a container's.
+func (n Names) ownResolver(host []byte) ([]byte, error) {
+	_, search, options := parseResolv(host)
+	if len(n.DNSSearch) > 0 {
+		if search = n.DNSSearch; len(search) == 1 && search[0] == "." {
+			search = nil
+		}
+	}
+	if len(n.DNSOptions) > 0 {
+		options = n.DNSOptions
+	}
+	if !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) || len(n.DNSOptions) == 0 {
+		options = append([]string{"ndots:0"}, slices.DeleteFunc(slices.Clone(options), func(o string) bool {
+			return strings.HasPrefix(o, "ndots:")
+		})...)
+	}
+	out := "nameserver " + resolver.Address + "\n"
+	if len(search) > 0 {
+		out += "search " + strings.Join(search, " ") + "\n"
+	}
+	return []byte(out + "options " + strings.Join(options, " ") + "\n"), nil
 }
 
 // parseResolv reads resolv.conf(5): the last search or domain line wins, the others add up.

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/network/resolver"
 	"github.com/onggi/onggi/undo"
 	"golang.org/x/sys/unix"
 )
@@ -35,10 +36,14 @@ type Manager struct{ o Options }
 
 // Options of Open.
 type Options struct {
-	StateDir string       // durable: the networks' configuration
-	RunDir   string       // volatile: leases and port maps; emptied by a reboot
-	Bridge   string       // default: onggi0; where that is another store's, onggi1 and so on
-	Subnet   netip.Prefix // default: first free of 172.29.0.0/16, 172.30.0.0/16, 10.209.0.0/16 ... that no route of the host overlaps
+	StateDir string // durable: the networks' configuration
+	RunDir   string // volatile: leases and port maps; emptied by a reboot
+	Bridge   string // default: onggi0; where that is another store's, onggi1 and so on
+	// Resolver is the command line of the process that answers containers' questions for names (package resolver), to
+	// which RunDir is appended; ResolverEnv its environment. Without it networks that users make have no names.
+	Resolver    []string
+	ResolverEnv []string
+	Subnet      netip.Prefix // default: first free of 172.29.0.0/16, 172.30.0.0/16, 10.209.0.0/16 ... that no route of the host overlaps
 }
 
 // Open reads the configuration; it changes nothing on the host.
@@ -85,7 +90,11 @@ type Endpoint struct {
 	Name     string // the container's name, by which others find it where names are resolved; "": none
 	Hostname string // another such name, or ""
 	Ports    []Port // published to the network that has the way out
-	Links    []Link // the networks to connect to, in the order of their interfaces; none: the default network
+	// Servers are asked for names that are not the networks' own, instead of the host's; Aliases are names that the
+	// sandbox has for others.
+	Servers []string
+	Aliases map[string]string
+	Links   []Link // the networks to connect to, in the order of their interfaces; none: the default network
 }
 
 // Link is a connection to one network.
@@ -438,6 +447,22 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 		return nil, err
 	}
 	a := &Attachment{Warnings: warnings}
+	if slices.ContainsFunc(list, func(t *target) bool { return t.ground.net.Named() }) && len(m.o.Resolver) > 0 {
+		if err := s.Do("names", func() error {
+			if err := m.locked(func(*os.File) error {
+				_, err := m.describe(want.ID, want.Servers, want.Aliases, list)
+				return err
+			}); err != nil {
+				return err
+			}
+			if err := m.serveNames(ctx, want.ID, netns); err != nil {
+				return errors.Join(err, m.undescribe(want.ID))
+			}
+			return nil
+		}, func() error { return m.undescribe(want.ID) }); err != nil {
+			return nil, err
+		}
+	}
 	for _, t := range list {
 		if len(t.e.Ports) == 0 {
 			continue
@@ -691,7 +716,7 @@ func (m *Manager) Detach(ctx context.Context, id string) (err error) {
 		return err
 	}
 	if _, err := os.Lstat(m.path(moreDir, id)); len(keys) == 0 && errors.Is(err, os.ErrNotExist) {
-		return nil
+		return m.undescribe(id)
 	}
 	defer func() {
 		if err != nil {
@@ -850,6 +875,9 @@ func (m *Manager) Sweep(ctx context.Context, alive func(id string) bool, purge b
 	if err := m.locked(func(*os.File) (err error) {
 		if keys, err = m.names(endpointsDir); err == nil {
 			more, err = m.names(moreDir)
+		}
+		if described, derr := m.names(resolver.ConfigDir); derr == nil {
+			more = append(more, described...)
 		}
 		return err
 	}); err != nil {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/network/resolver"
 	"github.com/onggi/onggi/undo"
 	"golang.org/x/sys/unix"
 )
@@ -681,11 +682,21 @@ func helper(mode string, args []string) int {
 		fmt.Fprintln(os.Stderr, mode, err)
 		return 1
 	}
-	m, err := Open(Options{StateDir: args[0], RunDir: args[1]})
+	ctx := context.Background()
+	if mode == "resolver" {
+		if err := resolver.Serve(ctx, args[0]); err != nil {
+			return fail(err)
+		}
+		return 0
+	}
+	o := Options{StateDir: args[0], RunDir: args[1]}
+	if mode == "networks" {
+		o.Resolver, o.ResolverEnv = testResolver()
+	}
+	m, err := Open(o)
 	if err != nil {
 		return fail(err)
 	}
-	ctx := context.Background()
 	switch mode {
 	case "attach":
 		count, _ := strconv.Atoi(args[3])
@@ -748,6 +759,16 @@ func networksLife(ctx context.Context, m *Manager) error {
 	if _, _, _, err := m.Connect(ctx, ns, Endpoint{ID: "web", Name: "web", Links: []Link{{Network: "net"}}, Ports: port}); err != nil {
 		return err
 	}
+	two, err := NewNamespace()
+	if err != nil {
+		return err
+	}
+	if _, err := m.Attach(ctx, two, Endpoint{ID: "two", Links: []Link{{Network: "net"}}}); err != nil {
+		return err
+	}
+	if err := m.Detach(ctx, "two"); err != nil {
+		return err
+	}
 	if _, _, err := m.Disconnect(ctx, ns, "web", "net"); err != nil {
 		return err
 	}
@@ -756,6 +777,15 @@ func networksLife(ctx context.Context, m *Manager) error {
 	}
 	_, err = m.Remove(ctx, "net")
 	return err
+}
+
+// testResolver is this binary as a resolver.
+func testResolver() (argv, env []string) {
+	bin, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return []string{bin}, []string{asHelper + "=resolver"}
 }
 
 // another runs a helper of the test in a process of its own.

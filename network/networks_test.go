@@ -396,12 +396,12 @@ func TestNetworksKilledAnywhere(t *testing.T) {
 	}
 	var steps []string
 	for _, s := range strings.Fields(string(list)) {
-		if strings.Count(s, ".") == 2 && !strings.HasPrefix(s, "network.detach") {
+		if s == "network.names" || strings.Count(s, ".") == 2 && !strings.HasPrefix(s, "network.detach") {
 			steps = append(steps, s)
 		}
 	}
 	want := "network.create.record network.create.bridge network.create.rules network.connect.bridge network.connect.lease network.connect.veth " +
-		"network.connect.address network.connect.rules network.disconnect.veth network.disconnect.rules network.disconnect.lease " +
+		"network.connect.address network.connect.names network.connect.rules network.names network.disconnect.veth network.disconnect.rules network.disconnect.lease " +
 		"network.disconnect.move network.disconnect.routes network.remove.rules network.remove.bridge network.remove.record"
 	if got := strings.Join(steps, " "); got != want {
 		t.Fatalf("steps: got %s; want %s", got, want)

@@ -200,7 +200,9 @@ var corpus = []struct {
 		c.Linux.MaskedPaths = []string{"/proc/cpuinfo", "/sys/class", "/etc/nothing", "/work"}
 	}},
 	{"nothing masked", func(_ *side, c *specs.Spec) { c.Linux.MaskedPaths, c.Linux.ReadonlyPaths = nil, nil }},
-	{"read-only paths", func(_ *side, c *specs.Spec) { c.Linux.ReadonlyPaths = []string{"/proc/sys", "/work", "/no/such", "/bin"} }},
+	{"read-only paths", func(_ *side, c *specs.Spec) {
+		c.Linux.ReadonlyPaths = []string{"/proc/sys", "/work", "/no/such", "/bin"}
+	}},
 	{"a device", func(_ *side, c *specs.Spec) {
 		m := os.FileMode(0o640)
 		id := uint32(7)

@@ -76,6 +76,11 @@ test-arm64: ## the walk of one start on arm64, under full emulation (Debian's ar
 	@scripts/setup arm64
 	@scripts/as-root scripts/test-arm64
 
+.PHONY: soak
+SOAK ?= 1000 10000 64
+soak: ## 1,000 starts and 10,000 execs of containers, 64 at once: nothing is left, nothing grows (needs root)
+	@scripts/as-root env ONGGI_SOAK="$(SOAK)" go test -count 1 -timeout 60m -run '^TestSoak$$' -v ./runtime/launch
+
 .PHONY: conformance
 conformance: build ## opencontainers/runtime-tools' validation suite on onggi-runtime (needs root)
 	@scripts/as-root scripts/conformance

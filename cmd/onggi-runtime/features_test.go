@@ -274,8 +274,8 @@ func TestSchemaExamples(t *testing.T) {
 		"bad/freebsd-vnet-disable.json": "freebsd",
 		"bad/invalid-json.json":         "config.json",
 		"bad/linux-hugepage.json":       "hugepageLimits",
-		"bad/linux-netdevice.json":      "NetDevice.name",
-		"bad/linux-rdma.json":           "Rdma.hcaHandles",
+		"bad/linux-netdevice.json":      "linux.netDevices",
+		"bad/linux-rdma.json":           "linux.resources.rdma",
 	} {
 		b, err := os.ReadFile(filepath.Join(dir, file))
 		if err != nil {

@@ -250,21 +250,30 @@ func (c *Container) startByOther() error {
 		return &errdefs.Error{Op: "start container", What: id, Kind: errdefs.Conflict, Why: "its process is not waiting", Err: err}
 	}
 	defer unix.Close(gate) //nolint:errcheck // one byte was written or not
-	if err := c.startHooks(context.Background()); err != nil {
+	steps := undo.New("start")
+	if err := steps.Do("hooks", func() error { return c.startHooks(context.Background()) }, nil); err != nil {
 		_ = c.signalProcess(int(unix.SIGKILL))
 		return err
 	}
-	c.record.Status = runspec.StateRunning
-	if err := c.record.write(c.root); err != nil {
+	if err := steps.Do("record", func() error {
+		c.record.Status = runspec.StateRunning
+		return c.record.write(c.root)
+	}, nil); err != nil {
 		return err
 	}
-	if _, err := unix.Write(gate, []byte{plan.AllowStart}); err != nil {
+	if err := steps.Do("release", func() error {
+		_, err := unix.Write(gate, []byte{plan.AllowStart})
+		return err
+	}, nil); err != nil {
 		return err
 	}
-	if _, err := c.read(nil); err != nil {
+	if err := steps.Do("execute", func() error {
+		_, err := c.read(nil)
+		return err
+	}, nil); err != nil {
 		return err
 	}
-	return c.poststart()
+	return steps.Do("poststart", c.poststart, nil)
 }
 
 // Wait returns how the first process ended. Only for the process that created it.
@@ -425,6 +434,7 @@ func (c *Container) remove(force bool) error {
 		return err
 	}
 	defer unix.Close(l) //nolint:errcheck // unlocks
+	steps := undo.New("delete")
 	if !c.ended {
 		if c.record, err = readRecord(c.root, id); err != nil {
 			if !force {
@@ -440,9 +450,31 @@ func (c *Container) remove(force bool) error {
 				}
 			}
 			c.pid = c.record.Pid
-			c.killAndWait()
+			if err := steps.Do("kill", func() error { c.killAndWait(); return nil }, nil); err != nil {
+				return err
+			}
 		}
 	}
+	// Each step finds what an earlier delete, killed half-way, has left of it; the record goes last.
+	for _, s := range [...]struct {
+		name string
+		deed func() error
+	}{
+		{"cgroup", func() error { return c.removeGroup(force) }},
+		{"resctrl", func() error { return removeResctrl(c.record.RDT) }},
+		{"root", c.detachRoot},
+		{"poststop", func() error { c.poststop(); return nil }},
+		{"state", func() error { return removeState(c.root, id) }},
+	} {
+		if err := steps.Do(s.name, s.deed, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeGroup takes the control group away, with all that is in it when the container is deleted by force.
+func (c *Container) removeGroup(force bool) error {
 	g, err := c.openGroup()
 	switch {
 	case err == nil:
@@ -460,18 +492,9 @@ func (c *Container) remove(force bool) error {
 		s := c.scope()
 		err := s.Stop()
 		s.Close()
-		if err != nil {
-			return err
-		}
-	}
-	if err := removeResctrl(c.record.RDT); err != nil {
 		return err
 	}
-	if err := c.detachRoot(); err != nil {
-		return err
-	}
-	c.poststop()
-	return removeState(c.root, id)
+	return nil
 }
 
 func (c *Container) hasPidNamespace() bool {

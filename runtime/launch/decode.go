@@ -4,7 +4,9 @@ package launch
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +24,7 @@ type decoder struct {
 	i     int
 	depth int
 	err   string // the first problem; reading goes on with zero values and ends soon
+	at    string // the field that it is in, as far as it is known: put together on the way out
 }
 
 const maxDepth = 1000
@@ -45,6 +48,9 @@ func (d *decoder) end() error {
 		d.fail("something follows the value")
 	}
 	if d.err != "" {
+		if at := strings.TrimPrefix(d.at, "."); at != "" {
+			d.err += " (" + at + ")"
+		}
 		return &errdefs.Error{Kind: errdefs.InvalidArgument, Why: d.err}
 	}
 	return nil
@@ -121,7 +127,10 @@ func (d *decoder) object(f func(name string)) {
 		if !d.expect(':') {
 			return
 		}
-		f(name)
+		if f(name); d.err != "" {
+			d.at = "." + name + d.at
+			return
+		}
 		if d.peek() == ',' {
 			d.i++
 			continue
@@ -141,8 +150,11 @@ func (d *decoder) array(f func()) (present bool) {
 		d.i++
 		return true
 	}
-	for d.err == "" {
-		f()
+	for i := 0; d.err == ""; i++ {
+		if f(); d.err != "" {
+			d.at = "[" + strconv.Itoa(i) + "]" + d.at
+			break
+		}
 		if d.peek() == ',' {
 			d.i++
 			continue
@@ -283,10 +295,34 @@ func (d *decoder) other(v any) {
 	start := d.i
 	d.skip()
 	if d.err == "" {
-		if err := json.Unmarshal([]byte(d.s[start:d.i]), v); err != nil {
+		err := json.Unmarshal([]byte(d.s[start:d.i]), v)
+		var wrong *json.UnmarshalTypeError
+		switch {
+		case errors.As(err, &wrong):
+			d.i = start
+			d.fail("expected " + kindName(wrong.Type.Kind()) + ", not " + wrong.Value)
+			if wrong.Field != "" {
+				d.at = "." + wrong.Field
+			}
+		case err != nil:
 			d.fail(err.Error())
 		}
 	}
+}
+
+// kindName is what a Go type is in JSON.
+func kindName(k reflect.Kind) string {
+	switch k {
+	case reflect.Struct, reflect.Map, reflect.Pointer:
+		return "an object"
+	case reflect.Slice, reflect.Array:
+		return "an array"
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	}
+	return "a number"
 }
 
 func (d *decoder) strs(p *[]string) {

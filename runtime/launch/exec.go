@@ -11,6 +11,7 @@ import (
 	"github.com/onggi/onggi/runtime/monitor"
 	"github.com/onggi/onggi/runtime/plan"
 	"github.com/onggi/onggi/runtime/seccomp"
+	"github.com/onggi/onggi/undo"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -256,7 +257,14 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 			o.Warn(w)
 		}
 	}
-	pid, err := spawn(a)
+	steps := undo.New("exec")
+	var pid int
+	err = steps.Do("process", func() (err error) { pid, err = spawn(a); return err }, nil)
+	if err != nil && pid > 0 { // a fault point
+		_ = unix.Kill(pid, unix.SIGKILL)
+		reap(pid)
+		return nil, err
+	}
 	outside := err != nil && Rootless() && a.cgroup >= 0 && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM))
 	if outside { // without privileges a process moves only between groups below one that is the user's
 		a.cgroup = -1
@@ -306,10 +314,14 @@ func (c *Container) Exec(o ExecOptions) (_ *Process, err error) {
 			return nil, err
 		}
 	}
-	if _, err := child.read(a.plan); err != nil {
+	if err := steps.Do("execute", func() error {
+		_, err := child.read(a.plan)
+		return err
+	}, nil); err != nil {
 		if proc.console != nil {
 			_ = proc.console.Close()
 		}
+		_ = unix.Kill(pid, unix.SIGKILL)
 		reap(pid)
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"strconv"
 
 	"github.com/onggi/onggi/errdefs"
 	runspec "github.com/opencontainers/runtime-spec/specs-go"
@@ -91,7 +92,15 @@ func readAll(f *os.File, limit int64) ([]byte, error) {
 			return nil, err
 		}
 		if int64(len(b)) > limit {
-			return nil, &errdefs.Error{Op: "read", What: f.Name(), Kind: errdefs.Exhausted, Why: "it is too large"}
+			return nil, &errdefs.Error{Op: "read", What: f.Name(), Kind: errdefs.Exhausted, Why: "it is larger than " + sizeOf(limit)}
 		}
 	}
+}
+
+// sizeOf is a bound as people write it.
+func sizeOf(n int64) string {
+	if n >= 1<<20 {
+		return strconv.FormatInt(n>>20, 10) + " MiB"
+	}
+	return strconv.FormatInt(n>>10, 10) + " KiB"
 }

@@ -1,5 +1,7 @@
 package main
 
+//lint:file-ignore SA1019 prestart hooks are deprecated and in use
+
 import (
 	"fmt"
 	"os"
@@ -236,7 +238,7 @@ var corpus = []struct {
 		h := func(name string) []specs.Hook {
 			return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo " + name + " >>" + filepath.Join(s.bundle, "rootfs/work/hooks")}}}
 		}
-		c.Hooks = &specs.Hooks{Prestart: h("prestart"), CreateRuntime: h("createRuntime"), CreateContainer: h("createContainer"), Poststart: h("poststart")} //nolint:staticcheck // in use
+		c.Hooks = &specs.Hooks{Prestart: h("prestart"), CreateRuntime: h("createRuntime"), CreateContainer: h("createContainer"), Poststart: h("poststart")}
 	}},
 	{"annotations", func(_ *side, c *specs.Spec) { c.Annotations = map[string]string{"a.b": "c", "run.oci.x": "1"} }},
 	{"memory", resources(func(r *specs.LinuxResources) { n := int64(1 << 26); r.Memory = &specs.LinuxMemory{Limit: &n} })},

@@ -105,6 +105,16 @@ func TestNotifySocket(t *testing.T) {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
+		said := filepath.Join(s.bundle, "rootfs/tmp/said")
+		var text []byte
+		for i := 0; i < 500 && strings.Count(string(text), "\n") < 2; i++ {
+			text, _ = os.ReadFile(said)
+			time.Sleep(10 * time.Millisecond)
+		}
+		if string(text) != "/run/notify/notify.sock\nsocket\n" {
+			t.Errorf("%s: the container sees %q", how, text)
+		}
+		_ = os.Remove(said)
 		say(t, socket, "STATUS=half\nMAINPID=1\nFDSTORE=1")
 		if got := next(); got != "STATUS=half\n" {
 			t.Errorf("%s: %q, want the status alone", how, got)
@@ -136,10 +146,6 @@ func TestNotifySocket(t *testing.T) {
 			t.Errorf("%s: %v %s %s", how, err, b, errs.String())
 		}
 		_ = log.Close()
-		said, _ := os.ReadFile(filepath.Join(s.bundle, "rootfs/tmp/said"))
-		if string(said) != "/run/notify/notify.sock\nsocket\n" {
-			t.Errorf("%s: the container sees %q", how, said)
-		}
 		s.do("delete", "--force", "c")
 		if _, err := os.Stat(filepath.Join(s.dir, "root/c")); err == nil {
 			t.Errorf("%s: the state is left", how)

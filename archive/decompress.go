@@ -3,6 +3,7 @@ package archive
 import (
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -93,6 +94,35 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 		return &zstdReader{src: src, z: z}, Zstd, nil
 	}
 	return io.NopCloser(in), Plain, nil
+}
+
+// Unwrap is Decompress for archives that people write, which layers are not: it reads xz and bzip2, too. Compressed says whether
+// it was compressed at all.
+func Unwrap(r io.Reader) (_ io.ReadCloser, compressed bool, err error) {
+	in := bufio.NewReaderSize(r, 32<<10)
+	head, err := in.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, false, err
+	}
+	switch {
+	case bytes.HasPrefix(head, xzMagic):
+		return io.NopCloser(newXZ(in)), true, nil
+	case bytes.HasPrefix(head, []byte("BZh")):
+		return io.NopCloser(&bzipReader{r: bzip2.NewReader(in)}), true, nil
+	}
+	d, c, err := Decompress(in)
+	return d, c != Plain, err
+}
+
+// bzipReader gives bzip2's errors a kind.
+type bzipReader struct{ r io.Reader }
+
+func (b *bzipReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if _, bad := err.(bzip2.StructuralError); bad || err == io.ErrUnexpectedEOF {
+		err = &errdefs.Error{Op: "decompress", What: "the bzip2 archive", Kind: errdefs.Corrupt, Err: err}
+	}
+	return n, err
 }
 
 // gzipReader reads member after member (RFC 1952).

@@ -57,7 +57,14 @@ func (s *session) newExec(_ context.Context, v *graph.Vertex, in []*result) (*ex
 		return nil, denied("to be privileged", SecurityInsecure)
 	}
 	if len(o.x.Devices) > 0 {
-		return nil, unsupported("RUN --device: CDI devices")
+		for _, d := range o.x.Devices {
+			if !d.Optional {
+				return nil, &errdefs.Error{
+					Op: "run", What: v.Name, Kind: errdefs.Unsupported, Why: "it needs the CDI device " + d.Name + ": a build step gets no devices of this machine, or its result would depend on them",
+					Fix: "do that with onggi run --device, or make the device optional: --device=name=" + d.Name,
+				}
+			}
+		}
 	}
 	if o.x.CgroupParent != "" {
 		return nil, unsupported("--cgroup-parent")
@@ -393,14 +400,15 @@ func (o *execOp) mountSecret(m graph.Mount, target string) (*spec.Mount, func() 
 
 // mountAgent gives the command a socket that leads to the user's ssh agent.
 func (o *execOp) mountAgent(m graph.Mount, target string) (*spec.Mount, func() error, error) {
-	agent, ok := o.s.o.Agents[m.Secret.ID]
+	id := cmp(m.Secret.ID, "default")
+	agent, ok := o.s.o.Agents[id]
 	if !ok {
 		if m.Secret.Optional {
 			return nil, nil, nil
 		}
 		return nil, nil, &errdefs.Error{
-			Op: "use", What: "the ssh agent " + m.Secret.ID, Kind: errdefs.NotFound, Why: "a step needs it, and it was not given",
-			Fix: "start ssh-agent and give it: --ssh " + m.Secret.ID,
+			Op: "use", What: "the ssh agent " + id, Kind: errdefs.NotFound, Why: "a step needs it, and it was not given",
+			Fix: "start ssh-agent and give it: --ssh " + id,
 		}
 	}
 	dir, err := os.MkdirTemp(o.s.run, "ssh-")

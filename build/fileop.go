@@ -2,7 +2,6 @@ package build
 
 import (
 	"bytes"
-	"compress/bzip2"
 	"context"
 	"encoding/json"
 	"errors"
@@ -286,7 +285,8 @@ func (o *fileOp) ids(ctx context.Context, w *graph.Owner, here *work, trees []*w
 	return &tree.IDs{UID: uid, GID: gid}, nil
 }
 
-// unpack unpacks a tar, as it is or compressed with gzip, bzip2 or zstd.
+// unpack unpacks a tar, as it is or compressed with gzip, bzip2, xz or zstd. A file that is compressed and holds something else
+// stays as it is.
 func unpack(ctx context.Context, r io.Reader, dir *os.File) (bool, error) {
 	head := make([]byte, 512)
 	n, err := io.ReadFull(r, head)
@@ -295,33 +295,26 @@ func unpack(ctx context.Context, r io.Reader, dir *os.File) (bool, error) {
 	}
 	head = head[:n]
 	whole := io.MultiReader(bytes.NewReader(head), r)
-	var plain io.Reader
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}), bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		d, _, err := archive.Decompress(whole)
-		if err != nil {
-			return false, err
-		}
-		defer d.Close()
-		plain = d
-	case bytes.HasPrefix(head, []byte("BZh")):
-		plain = bzip2.NewReader(whole)
-	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
-		return false, &errdefs.Error{
-			Op: "unpack", What: "the archive", Kind: errdefs.Unsupported, Why: "it is compressed with xz",
-			Fix: "copy it and unpack it in a RUN, or compress it with gzip or zstd",
-		}
-	default:
-		if !isTar(head) {
-			return false, nil
-		}
+	if isTar(head) {
 		_, err := archive.Apply(ctx, whole, dir, archive.Options{Whiteouts: "none"})
 		return true, err
 	}
+	packed := false
+	for _, magic := range []string{"\x1f\x8b", "\x28\xb5\x2f\xfd", "BZh", "\xfd7zXZ\x00"} {
+		packed = packed || bytes.HasPrefix(head, []byte(magic))
+	}
+	if !packed {
+		return false, nil
+	}
+	plain, _, err := archive.Unwrap(whole)
+	if err != nil {
+		return false, err
+	}
+	defer plain.Close()
 	inner := make([]byte, 512)
 	n, err = io.ReadFull(plain, inner)
 	if err != nil && err != io.ErrUnexpectedEOF || !isTar(inner[:n]) {
-		return false, nil // a compressed file that holds something else
+		return false, nil
 	}
 	_, err = archive.Apply(ctx, io.MultiReader(bytes.NewReader(inner), plain), dir, archive.Options{Whiteouts: "none"})
 	return true, err

@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -342,7 +343,7 @@ func (o *fetchOp) download(ctx context.Context) error {
 		return fail(err)
 	}
 	req.Header.Set("User-Agent", "onggi")
-	resp, err := o.s.client().Do(req)
+	resp, err := o.s.client(req.URL).Do(req)
 	if err != nil {
 		return fail(err)
 	}
@@ -395,13 +396,14 @@ func fileName(src *graph.Source, resp *http.Response) string {
 
 // client connects to public addresses only, whatever a name resolves to and wherever a server redirects, unless the user
 // allows others: a Dockerfile must not read what only this machine can see (cloud metadata, say).
-func (s *session) client() *http.Client {
+func (s *session) client(first *url.URL) *http.Client {
+	own := s.trusted(first.Host)
 	d := &net.Dialer{Timeout: 30 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
 		ap, err := netip.ParseAddrPort(address)
-		if err != nil || s.allowed(PrivateAddresses) {
+		if err != nil || own || s.allowed(PrivateAddresses) {
 			return err
 		}
-		if a := ap.Addr().Unmap(); !a.IsGlobalUnicast() || a.IsPrivate() {
+		if a := ap.Addr().Unmap(); !public(a) {
 			return &errdefs.Error{
 				Kind: errdefs.Forbidden, Why: "the address " + a.String() + " is not public",
 				Fix: "if you trust the Dockerfile: --allow " + string(PrivateAddresses),
@@ -414,6 +416,9 @@ func (s *session) client() *http.Client {
 	return &http.Client{Transport: t, CheckRedirect: func(r *http.Request, via []*http.Request) error {
 		if len(via) > 10 {
 			return errors.New("the server redirects more than ten times")
+		}
+		if own && r.URL.Host != first.Host {
+			return fmt.Errorf("it redirects to another host, %s", r.URL.Host)
 		}
 		if via[0].URL.Scheme == "https" && r.URL.Scheme != "https" {
 			return fmt.Errorf("it redirects from https to %s", r.URL.Scheme)
@@ -472,6 +477,7 @@ func (s *session) layerOf(ctx context.Context, dir string, c *graph.Copy) ([]cac
 type gitOp struct {
 	s      *session
 	v      *graph.Vertex
+	url    *url.URL
 	remote string
 	ref    string
 	subdir string
@@ -486,10 +492,7 @@ func (s *session) newGit(v *graph.Vertex) (*gitOp, error) {
 		switch k {
 		case graph.AttrGitKeepDir, graph.AttrGitFullURL, graph.AttrGitChecksum, graph.AttrGitSkipSubmodules, graph.AttrGitAdvice, graph.AttrGitFetchByCommit:
 		case graph.AttrGitAuthHeader, graph.AttrGitAuthToken, graph.AttrGitKnownSSHHosts, graph.AttrGitMountSSHSock:
-			// Offered by the frontend for every address: secrets of these names are used if they were given.
-			if _, ok := s.o.Secrets[a[k]]; ok {
-				return nil, unsupported("a secret for git")
-			}
+			// Offered by the frontend for every address: secrets of these names are used if they were given (authorize).
 		default:
 			return nil, unsupported("the git attribute " + k)
 		}
@@ -506,9 +509,88 @@ func (s *session) newGit(v *graph.Vertex) (*gitOp, error) {
 	}
 	u, err := url.Parse(o.remote)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" && u.Scheme != "git" {
-		return nil, unsupported("git over another protocol than https, http and git: " + o.remote)
+		return nil, &errdefs.Error{
+			Op: "fetch", What: o.remote, Kind: errdefs.Unsupported, Why: "git is spoken over https, http and git only: over ssh it would read the keys and the settings of whoever builds",
+			Fix: "use https, with a token: --secret id=GIT_AUTH_TOKEN,env=TOKEN; or clone in a RUN --mount=type=ssh",
+		}
 	}
+	o.url = u
 	return o, nil
+}
+
+// trusted says that the user has named the host as a context: an address of his own word may be private.
+func (s *session) trusted(host string) bool {
+	for k, v := range s.o.Request {
+		if k != "context" && !strings.HasPrefix(k, "context:") {
+			continue
+		}
+		if u, err := url.Parse(v); err == nil && u.Host != "" && u.Host == host {
+			return true
+		}
+	}
+	return false
+}
+
+// guard finds the repository's addresses and has git use these and no others, if they are public: a Dockerfile must not read
+// what only this machine can see. A proxy, which is another machine, decides for itself.
+func (o *gitOp) guard(ctx context.Context) ([]string, error) {
+	if o.s.allowed(PrivateAddresses) || o.s.trusted(o.url.Host) {
+		return nil, nil
+	}
+	for _, e := range o.s.o.GitEnv {
+		if strings.HasPrefix(e, o.url.Scheme+"_proxy=") {
+			return nil, nil
+		}
+	}
+	private := func(why string) error {
+		return &errdefs.Error{
+			Op: "fetch", What: o.remote, Kind: errdefs.Forbidden, Why: why, Fix: "if you trust the Dockerfile: --allow " + string(PrivateAddresses),
+		}
+	}
+	if o.url.Scheme == "git" {
+		return nil, private("the protocol git says nothing of who answers, or from where")
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", o.url.Hostname())
+	if err != nil {
+		return nil, &errdefs.Error{Op: "fetch", What: o.remote, Kind: errdefs.KindOf(err), Err: err, Fix: "check the spelling and the network"}
+	}
+	var list []string
+	for _, a := range ips {
+		if a = a.Unmap(); !public(a) {
+			return nil, private("the address " + a.String() + " is not public")
+		}
+		if a.Is6() {
+			list = append(list, "["+a.String()+"]")
+		} else {
+			list = append(list, a.String())
+		}
+	}
+	port := cmp(o.url.Port(), map[string]string{"http": "80", "https": "443"}[o.url.Scheme])
+	return []string{"http.followRedirects", "false", "http.curloptResolve", o.url.Hostname() + ":" + port + ":" + strings.Join(list, ",")}, nil
+}
+
+func public(a netip.Addr) bool { return a.IsGlobalUnicast() && !a.IsPrivate() }
+
+// authorize is git's setting for the secret that was given for the host, or for all hosts (GIT_AUTH_TOKEN, GIT_AUTH_HEADER), as
+// BuildKit has it. It is sent to that host only.
+func (o *gitOp) authorize() ([]string, error) {
+	a := o.v.Source.Attrs
+	for _, name := range []string{a[graph.AttrGitAuthToken] + "." + o.url.Host, a[graph.AttrGitAuthHeader] + "." + o.url.Host, a[graph.AttrGitAuthToken], a[graph.AttrGitAuthHeader]} {
+		sec, ok := o.s.o.Secrets[name]
+		if !ok {
+			continue
+		}
+		b, err := sec.read()
+		if err != nil {
+			return nil, err
+		}
+		header := strings.TrimSpace(string(b))
+		if strings.HasPrefix(name, cmp(a[graph.AttrGitAuthToken], "-")) {
+			header = "basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+header))
+		}
+		return []string{"http." + o.url.Scheme + "://" + o.url.Host + "/.extraHeader", "Authorization: " + header}, nil
+	}
+	return nil, nil
 }
 
 func (o *gitOp) outputs() int { return 1 }
@@ -523,12 +605,26 @@ func (o *gitOp) output(_ int, own cache.Layer) result {
 
 // git runs the user's git with nobody's configuration: no hooks, no helpers, no prompts, no local or external protocols.
 func (o *gitOp) git(ctx context.Context, dir string, args ...string) (string, error) {
+	settings, err := o.guard(ctx)
+	if err != nil {
+		return "", err
+	}
+	secret, err := o.authorize()
+	if err != nil {
+		return "", err
+	}
+	settings = append(settings, secret...)
 	c := exec.CommandContext(ctx, "git", append([]string{
 		"-c", "protocol.file.allow=never", "-c", "protocol.ext.allow=never", "-c", "core.hooksPath=/dev/null",
 		"-c", "credential.helper=", "-c", "advice.detachedHead=false", "-c", "core.fsmonitor=false",
 	}, args...)...)
 	c.Dir = dir
 	c.Env = append([]string{"HOME=/nonexistent", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_TERMINAL_PROMPT=0", "LC_ALL=C"}, o.s.o.GitEnv...)
+	// In the environment, which nobody else can read, and not among the arguments.
+	c.Env = append(c.Env, fmt.Sprintf("GIT_CONFIG_COUNT=%d", len(settings)/2))
+	for i := 0; i < len(settings); i += 2 {
+		c.Env = append(c.Env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i/2, settings[i]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i/2, settings[i+1]))
+	}
 	c.WaitDelay = time.Second
 	out, err := c.Output()
 	if err != nil {
@@ -607,8 +703,27 @@ func (o *gitOp) run(ctx context.Context, _ func([]byte)) ([]cache.Layer, error) 
 			}
 		}
 	}
-	c := &graph.Copy{Src: "/" + o.subdir, Dest: "/", Mode: -1, Timestamp: -1, FollowSymlink: true, DirContents: true, CreateDestPath: true}
-	if a[graph.AttrGitKeepDir] != "true" {
+	// The files have the commit's time: git gives them the time of the day.
+	out, err := o.git(ctx, dir, "show", "-s", "--format=%ct", "HEAD")
+	if err != nil {
+		return nil, err
+	}
+	at, err := strconv.ParseInt(out, 10, 64)
+	if err != nil || at < 0 || at > time.Now().Unix() {
+		at = scratch.epoch.Unix()
+	}
+	c := &graph.Copy{Src: "/" + o.subdir, Dest: "/", Mode: -1, Timestamp: at * 1e9, FollowSymlink: true, DirContents: true, CreateDestPath: true}
+	if a[graph.AttrGitKeepDir] == "true" {
+		// What tells when and from where it was fetched is no content: the same commit is the same layer.
+		for _, n := range []string{"FETCH_HEAD", "ORIG_HEAD", "logs", "index"} {
+			if err := os.RemoveAll(filepath.Join(dir, ".git", n)); err != nil {
+				return nil, err
+			}
+		}
+		if _, err := o.git(ctx, dir, "read-tree", "HEAD"); err != nil {
+			return nil, err
+		}
+	} else {
 		c.Exclude = []string{"**/.git"}
 	}
 	return o.s.layerOf(ctx, dir, c)

@@ -471,11 +471,14 @@ func (a *app) contextFromStdin(ctx context.Context, dir string) error {
 		return err
 	}
 	whole := io.MultiReader(strings.NewReader(string(head[:n])), a.in)
-	packed := n > 4 && (head[0] == 0x1f && head[1] == 0x8b || string(head[:4]) == "\x28\xb5\x2f\xfd")
+	packed := false
+	for _, magic := range []string{"\x1f\x8b", "\x28\xb5\x2f\xfd", "BZh", "\xfd7zXZ\x00"} { // gzip, zstd, bzip2, xz
+		packed = packed || strings.HasPrefix(string(head[:n]), magic)
+	}
 	if !packed && !(n == 512 && slices.Contains([]string{"ustar\x00", "ustar "}, string(head[257:263]))) {
 		return a.spool(filepath.Join(dir, "Dockerfile"), whole)
 	}
-	d, _, err := archive.Decompress(whole)
+	d, _, err := archive.Unwrap(whole)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ import (
 //	eventually COMMAND      repeat a command until it succeeds
 //	pty FILE N COMMAND      run a command on a new terminal, by the dialogue in FILE; it must exit with N and give the
 //	                        terminal back as it was
+//	gitserver NAME DIR     serve the git repositories and files below DIR on loopback (git_test.go)
 //	registry NAME [auth]    start docker-registry on loopback and set $NAME to its address; with auth the user jar logs
 //	                        in with the password kimchi
 //	[hello]                 the binaries hold the image onggi/hello
@@ -96,7 +97,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"begin": clients.begin, "signal": clients.signal, "shows": clients.shows, "finish": clients.finish,
-			"onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "registry": scriptRegistry, "nothing": scriptNothing, "reboot": scriptReboot,
+			"gitserver": scriptGit, "onggi": scriptOnggi, "code": scriptCode, "capture": scriptCapture, "eventually": scriptEventually, "pty": scriptPty, "registry": scriptRegistry, "nothing": scriptNothing, "reboot": scriptReboot,
 		},
 	})
 }

@@ -128,12 +128,16 @@ func toUnix(fm os.FileMode) uint32 {
 	return m
 }
 
-// required sees to it that each name is among what is copied.
+// required sees to it that each name, from the root of the source, is among what is copied.
 func required(ctx context.Context, src *View, found []Found, more *filter, names []string) error {
 	for _, n := range names {
 		there := false
 		for _, f := range found {
-			want := path.Join(f.Path, clean(n))
+			rel := clean(n)
+			if f.Name != "." {
+				rel = strings.TrimPrefix(strings.TrimPrefix(rel, f.Name), "/")
+			}
+			want := path.Join(f.Path, rel)
 			err := src.walk(ctx, f.Path, more, func(e *file) error {
 				if e.path == want {
 					there = true
@@ -337,9 +341,13 @@ func (c *copier) each(from string, place func(rel string) (int, string, func(), 
 	}
 	var dirs []late
 	err := c.src.walk(c.ctx, from, c.how.more, func(e *file) error {
-		rel := strings.TrimPrefix(strings.TrimPrefix(e.path, from), "/")
-		if from == "." {
-			rel = strings.TrimPrefix(e.path, ".")
+		rel := ""
+		switch {
+		case e.path == from:
+		case from == ".":
+			rel = e.path
+		default:
+			rel = strings.TrimPrefix(e.path, from+"/")
 		}
 		fd, name, done, err := place(rel)
 		if err != nil {
@@ -356,6 +364,8 @@ func (c *copier) each(from string, place func(rel string) (int, string, func(), 
 			ts := c.src.modified(&e.st)
 			if c.how.time != nil {
 				ts = *c.how.time
+			} else if e.path == "." {
+				return nil // a root's time is of its mount, not of its content
 			}
 			dirs = append(dirs, late{rel, ts})
 		}

@@ -68,7 +68,7 @@ func TestAgainstARegistryOfSpec11(t *testing.T) {
 				t.Fatalf("pulled %v, %v", img, err)
 			}
 
-			c := anonymous()
+			c := anonymous(patient)
 			defer c.Close()
 			put := func(kind string, subject ocispec.Descriptor) ocispec.Descriptor {
 				t.Helper()

@@ -274,16 +274,20 @@ func (f *fakeRegistry) ref(t testing.TB, tag string) reference.Reference {
 	return ref
 }
 
-func anonymous() *registry.Client {
+// patient is longer than a busy machine lets anybody wait.
+const patient = 20 * time.Second
+
+// anonymous is a client that gives up after stall without a byte; a test in which that is not the point is patient.
+func anonymous(stall time.Duration) *registry.Client {
 	return registry.New(registry.Options{
-		StallTimeout: 500 * time.Millisecond, Retries: -1,
+		StallTimeout: stall, Retries: -1,
 		Credentials: func(context.Context, string) (registry.Credential, error) { return registry.Credential{}, nil },
 	})
 }
 
 func pull(t testing.TB, s *Store, ref reference.Reference, change ...func(*PullOptions)) (*Image, error) {
 	t.Helper()
-	c := anonymous()
+	c := anonymous(patient)
 	defer c.Close()
 	o := PullOptions{Registry: c, Platform: &ocispec.Platform{OS: "linux", Architecture: "amd64"}}
 	for _, f := range change {

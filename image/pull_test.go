@@ -290,7 +290,13 @@ func TestBadPulls(t *testing.T) {
 			if c.spoil != nil {
 				c.spoil(f)
 			}
-			img, err := pull(t, s, f.ref(t, "v1"))
+			hasty := func(*PullOptions) {}
+			if name == "layer stalls" {
+				client := anonymous(500 * time.Millisecond)
+				defer client.Close()
+				hasty = func(o *PullOptions) { o.Registry = client }
+			}
+			img, err := pull(t, s, f.ref(t, "v1"), hasty)
 			if !errdefs.Is(err, c.kind) || !strings.Contains(fmt.Sprint(err), c.why) {
 				t.Errorf("got %v, %v (%v), want %v with %q", img, err, errdefs.KindOf(err), c.kind, c.why)
 			}

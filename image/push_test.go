@@ -37,7 +37,7 @@ func push(t testing.TB, s *Store, img, name string, change ...func(*PushOptions)
 	if img != "" {
 		must(t, s.Tag(img, ref))
 	}
-	c := anonymous()
+	c := anonymous(patient)
 	defer c.Close()
 	var mu sync.Mutex
 	var said strings.Builder
@@ -427,7 +427,7 @@ func TestReferrersGoAlong(t *testing.T) {
 	_, _, err := push(t, s, "app:1", addr+"/me/app:1")
 	must(t, err)
 	// An SBOM that refers to it, made by hand.
-	c := anonymous()
+	c := anonymous(patient)
 	defer c.Close()
 	ref := parseRef(t, addr+"/me/app:1")
 	sbom := []byte(`{"spdxVersion":"SPDX-2.3"}`)

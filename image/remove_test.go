@@ -454,7 +454,7 @@ func faultChild(t *testing.T) {
 		must(t, err)
 		_, err = s.Commit(bg, base, bytes.NewReader(tarOf(file{"new", "new"}, file{".wh.keep", ""})), CommitOptions{Ref: parse(t, "made:1")})
 	case "push":
-		c := anonymous()
+		c := anonymous(patient)
 		defer c.Close()
 		_, err = s.Push(bg, ref, PushOptions{Registry: c})
 	case "remove":

@@ -216,7 +216,7 @@ func TestCommit(t *testing.T) {
 func TestManifestLists(t *testing.T) {
 	s := root(t)
 	addr := realRegistry(t, "")
-	c := anonymous()
+	c := anonymous(patient)
 	defer c.Close()
 	amd, arm := twoLayers("amd64"), twoLayers("arm64")
 	must(t, load(t, s, ociArchive(amd.documents, called(amd.desc, "amd:1"))))

@@ -45,7 +45,7 @@ func newSigner(t testing.TB) *signer {
 // sign puts a signature of d, made for name, into ref's repository: under cosign's tag, or as a referrer.
 func (s *signer) sign(t testing.TB, ref reference.Reference, d ocispec.Descriptor, name string, referrer bool) {
 	t.Helper()
-	c := anonymous()
+	c := anonymous(patient)
 	defer c.Close()
 	payload := fmt.Appendf(nil, `{"critical":{"identity":{"docker-reference":%q},"image":{"docker-manifest-digest":%q},"type":"cosign container image signature"},"optional":null}`, name, d.Digest)
 	sum := sha256.Sum256(payload)

@@ -79,6 +79,7 @@ func commands() []command {
 		{"undo", "Bring back what rmi, volume rm or prune has removed", groupHost, buildUndo},
 		{"builder", "What builds have left to be used again", groupHost, group(builderCommands)},
 		{"system", "What the store takes, and how to get it back", groupHost, group(systemCommands)},
+		{"doctor", "Look for what is wrong with this host and its store, and put it right", groupHost, buildDoctor},
 		{"info", "Describe this host and its store", groupHost, buildInfo},
 		{"completion", "Print a script that lets a shell complete commands and names", groupHost, buildCompletion},
 		{"version", "Print the version", groupHost, buildVersion},

@@ -151,6 +151,7 @@ func (e *Engine) removeCorrupt(ctx context.Context, idOrName string) error {
 	defer h.unlock()
 	h.rec = &record{Container: Container{ID: id, Status: Creating, Config: Config{}}, CgroupPath: e.o.CgroupParent + "/" + id}
 	h.rec.Config.Network = "bridge" // it may have had an address
+	h.rec.Config.Name = e.nameOf(id)
 	return h.remove(ctx, false)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -306,6 +307,48 @@ func TestOptions(t *testing.T) {
 	h.Uid = 101
 	if _, _, err := apply(t, mkTar(t, h), Options{MapID: shift}); err == nil || !strings.Contains(err.Error(), "not mapped") {
 		t.Errorf("an id that is not mapped: got %v", err)
+	}
+}
+
+// TestNoDevicesWithoutTheRight: a device that may not be made ends the unpacking, and is not left out.
+func TestNoDevicesWithoutTheRight(t *testing.T) {
+	needRoot(t)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread() // for good: the thread ends with what it has given up
+		h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var c [2]unix.CapUserData
+		if err := unix.Capget(&h, &c[0]); err != nil {
+			t.Error(err)
+			return
+		}
+		c[0].Effective &^= 1 << unix.CAP_MKNOD
+		if err := unix.Capset(&h, &c[0]); err != nil {
+			t.Error(err)
+			return
+		}
+		for _, e := range []any{node(tar.TypeChar, "null", 1, 3), node(tar.TypeBlock, "disk", 8, 0)} {
+			if _, _, err := apply(t, mkTar(t, file("f", "x"), e), Options{}); !errdefs.Is(err, errdefs.Forbidden) {
+				t.Errorf("got %v, want that it is forbidden", err)
+			}
+		}
+		// A whiteout is no device to the kernel (Linux 5.8), and a FIFO is none.
+		in, _, err := apply(t, mkTar(t, file(".wh.gone", ""), node(tar.TypeFifo, "p", 0, 0)), Options{})
+		if err != nil || !strings.Contains(list(t, in, ""), "gone") {
+			t.Errorf("a whiteout and a FIFO: %v", err)
+		}
+	}()
+	<-ended
+}
+
+// TestNamesThatDifferByCase are different names; where the directory folds case, the later one wins, as for any entry of
+// the same name.
+func TestNamesThatDifferByCase(t *testing.T) {
+	needRoot(t)
+	in, _, err := apply(t, mkTar(t, file("Name", "one"), file("name", "two"), file("ß", "3"), file("SS", "4")), Options{})
+	if got, want := list(t, in, ""), "Name f 644 one\nSS f 644 4\nname f 644 two\nß f 644 3\n"; err != nil || got != want {
+		t.Errorf("got %q, %v; want %q", got, err, want)
 	}
 }
 

@@ -122,6 +122,7 @@ the way.`
 			line("CPUs", i.CPUs)
 			line("Memory", binarySize(i.Memory))
 			line("Overlay", yes(i.Overlay))
+			line("Layers", i.Layers)
 			line("Seccomp", yes(i.Seccomp))
 			line("nftables", yes(i.NFTables))
 			return b.String()

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/onggi/onggi/cgroup"
+	"github.com/onggi/onggi/snapshot"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,6 +21,7 @@ type Info struct {
 	CPUs                        int
 	Memory                      int64
 	Overlay, Seccomp, NFTables  bool
+	Layers                      string // how layers lie, and could (snapshot.Forms)
 	Warnings                    []string
 }
 
@@ -51,11 +53,10 @@ func (e *Engine) Info(ctx context.Context) (*Info, error) {
 	default:
 		i.CgroupVersion = "1"
 	}
-	if b, err := readBounded("/proc/filesystems", 1<<16); err == nil {
-		i.Overlay = strings.Contains(string(b), "\toverlay\n")
-	}
+	forms := snapshot.Probe()
+	i.Overlay, i.Layers = forms.Writable == "overlay", forms.String()
 	if !i.Overlay {
-		i.Warnings = append(i.Warnings, "the kernel has no overlayfs loaded: modprobe overlay")
+		i.Warnings = append(i.Warnings, "the kernel has no overlayfs: no container can be made")
 	}
 	if b, err := readBounded("/proc/sys/kernel/seccomp/actions_avail", 4096); err == nil {
 		i.Seccomp = strings.Contains(string(b), "errno")

@@ -1,10 +1,42 @@
 package snapshot
 
 import (
+	"bytes"
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
+
+// TestLayersAreSpread: where the file system knows the attribute, ingest/ has it, and the layers do not.
+func TestLayersAreSpread(t *testing.T) {
+	s, err := Open(t.TempDir() + "/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := layerTar(t, "d/", "d/f=x")
+	l, err := s.Unpack(t.Context(), digest.FromBytes(b), bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.dir, &fs); err != nil || fs.Type != unix.EXT4_SUPER_MAGIC {
+		t.Skip("not on ext4")
+	}
+	for path, want := range map[string]bool{s.path(ingestDir): true, s.path(layerPath(l.DiffID)): false, s.path(layerPath(l.DiffID), "fs", "d"): false} {
+		d, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags, err := unix.IoctlGetInt(int(d.Fd()), unix.FS_IOC_GETFLAGS)
+		_ = d.Close()
+		if got := flags&topDirectory != 0; err != nil || got != want {
+			t.Errorf("%s: T is %v, %v; want %v", path, got, err, want)
+		}
+	}
+}
 
 func TestProbe(t *testing.T) {
 	b, err := os.ReadFile("/proc/filesystems")

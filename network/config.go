@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/onggi/onggi/errdefs"
 	"golang.org/x/sys/unix"
@@ -289,7 +290,7 @@ func (m *Manager) ensure(ctx context.Context, rt, nf *socket, n *Network) (g *gr
 	case n.Name == Default:
 		g, err = m.ensureDefault(ctx, rt)
 	default:
-		g, err = m.ensureBridge(ctx, rt, n)
+		g, err = m.ensureBridge(ctx, rt, n, false)
 	}
 	if err != nil {
 		return nil, err
@@ -317,8 +318,9 @@ func (m *Manager) ensureDefault(ctx context.Context, rt *socket) (*ground, error
 	return m.setUp(ctx, rt, c)
 }
 
-// ensureBridge makes the bridge of a user's network, or finishes one that is half made. The caller holds the lock.
-func (m *Manager) ensureBridge(ctx context.Context, rt *socket, n *Network) (*ground, error) {
+// ensureBridge makes the bridge of a user's network, or finishes one that is half made. The caller holds the lock; alone
+// says that it has the host's turn as well.
+func (m *Manager) ensureBridge(ctx context.Context, rt *socket, n *Network, alone bool) (*ground, error) {
 	c, err := m.loadConfig()
 	if err != nil {
 		return nil, err
@@ -344,6 +346,9 @@ func (m *Manager) ensureBridge(ctx context.Context, rt *socket, n *Network) (*gr
 			}
 		}
 	}
+	if !alone {
+		defer turn(ctx)()
+	}
 	h, err := rt.survey(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the host's routes: %w", err)
@@ -354,7 +359,7 @@ func (m *Manager) ensureBridge(ctx context.Context, rt *socket, n *Network) (*gr
 				return nil, &errdefs.Error{
 					Op: "set up the bridge", What: n.Interface, Kind: errdefs.Conflict,
 					Why: fmt.Sprintf("the subnet %s of the network %s overlaps %s of this host by now", s.Prefix, n.Name, clash),
-					Fix: "make the network again, with another subnet: onggi network rm " + n.Name,
+					Fix: "make the network again, with another subnet: onggi network rm " + n.Name, Err: errTaken,
 				}
 			}
 		}
@@ -456,6 +461,7 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 	if err != nil {
 		return nil, err
 	}
+	defer turn(ctx)()
 	free := len(eps) == 0 // nothing is attached: what was decided before may be decided anew
 	if c != nil && !m.agrees(c) {
 		if !free {
@@ -530,6 +536,23 @@ func (m *Manager) setUp(ctx context.Context, rt *socket, c *config) (*ground, er
 		Op: "set up the bridge", Kind: errdefs.Conflict,
 		Why: "other stores took every bridge or subnet that was tried", Fix: "try again",
 	}
+}
+
+// turn waits until no other store of this network namespace is choosing a subnet or a bridge's name, and takes the turn:
+// a name among the abstract sockets, which a namespace has for itself and the kernel gives back, whatever happens to us.
+// Anybody may take that name, so nobody waits long for it: stores that choose at the same moment then notice only most
+// times (makeBridge).
+func turn(ctx context.Context) (release func()) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return func() {}
+	}
+	for end := time.Now().Add(2 * time.Second); ctx.Err() == nil && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@onggi-network"}); err != unix.EADDRINUSE {
+			break
+		}
+	}
+	return func() { _ = unix.Close(fd) }
 }
 
 // errTaken: another store was faster with this bridge name or this subnet.

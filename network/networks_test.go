@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -430,4 +431,32 @@ func TestNetworksKilledAnywhere(t *testing.T) {
 			stateIs(t, step+how, before)
 		}
 	}
+}
+
+// TestCreateSideBySide: stores that make networks at the same moment do not get in each other's way.
+func TestCreateSideBySide(t *testing.T) {
+	needHost(t)
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	seen := map[string]string{}
+	for i := range 4 {
+		m := newManager(t)
+		all.Go(func() {
+			for j := range 4 {
+				n, _, err := m.Create(context.Background(), Network{Name: fmt.Sprint("n", j)})
+				if err != nil {
+					t.Errorf("store %d: %v", i, err)
+					return
+				}
+				mu.Lock()
+				p := n.v4().Prefix.String()
+				if seen[p] != "" {
+					t.Errorf("%s is given twice", p)
+				}
+				seen[p] = n.ID
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
 }

@@ -442,7 +442,18 @@ func find(all []*Network, s string) (*Network, error) {
 //
 // Errors: InvalidArgument, AlreadyExists (the name), Conflict (the subnet or interface is another's), Exhausted,
 // NotFound (the parent interface). On error nothing stays.
-func (m *Manager) Create(ctx context.Context, want Network) (_ *Network, warnings []string, err error) {
+func (m *Manager) Create(ctx context.Context, want Network) (made *Network, warnings []string, err error) {
+	for range 32 {
+		made, warnings, err = m.create(ctx, want)
+		if !errors.Is(err, errTaken) || want.v4() != nil || ctx.Err() != nil {
+			break
+		}
+		// Another store was faster with the subnet that we had chosen: there are more.
+	}
+	return made, warnings, err
+}
+
+func (m *Manager) create(ctx context.Context, want Network) (_ *Network, warnings []string, err error) {
 	n := want
 	if n.Driver == "" {
 		n.Driver = "bridge"
@@ -489,6 +500,7 @@ func (m *Manager) Create(ctx context.Context, want Network) (_ *Network, warning
 	defer s.Undo(&err)
 	var g *ground
 	err = m.locked(func(*os.File) (err error) {
+		defer turn(ctx)()
 		defer s.Undo(&err) // under the lock, while nobody has joined
 		if err := s.Do("record", func() error { return m.decide(ctx, rt, &n) }, func() error { return m.dropRecord(n.ID) }); err != nil {
 			return err
@@ -496,7 +508,7 @@ func (m *Manager) Create(ctx context.Context, want Network) (_ *Network, warning
 		if !n.Bridged() {
 			return nil
 		}
-		if err := s.Do("bridge", func() (err error) { g, err = m.ensureBridge(ctx, rt, &n); return err }, func() error {
+		if err := s.Do("bridge", func() (err error) { g, err = m.ensureBridge(ctx, rt, &n, true); return err }, func() error {
 			c, err := m.loadConfig()
 			if err != nil {
 				return err

@@ -23,6 +23,8 @@ func networkCommands() []command {
 		{"inspect", "Print all that is known about networks", groupData, buildNetworkInspect},
 		{"connect", "Connect a container to a network", groupData, buildNetworkConnect},
 		{"disconnect", "Take a container off a network", groupData, buildNetworkDisconnect},
+		{"explain", "Say who reaches a port or a container, and why", groupData, buildNetworkExplain},
+		{"reload", "Put rules and bridges right after a firewall's reload", groupData, buildNetworkReload},
 		{"rm", "Remove networks", groupData, buildNetworkRm},
 		{"prune", "Remove networks that no container uses", groupData, buildNetworkPrune},
 	}

@@ -630,9 +630,15 @@ func (m *Manager) makeBridge(ctx context.Context, rt *socket, g *ground, h *host
 		if _, err := rt.do(w); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fail(err)
 		}
-		if !set.icc {
+		for _, f := range []struct {
+			attribute uint16
+			on        bool
+		}{{bridgePortIsolated, !set.icc}, {bridgePortHairpin, len(e.Ports) > 0}} {
+			if !f.on {
+				continue
+			}
 			w := rt.start()
-			w.bridgePort(e.hostEnd(), bridgePortIsolated, 1)
+			w.bridgePort(e.hostEnd(), f.attribute, 1)
 			if _, err := rt.do(w); err != nil && !errors.Is(err, unix.ENODEV) {
 				return fail(err)
 			}

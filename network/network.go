@@ -683,17 +683,21 @@ func (t *target) routes(w *batch, index uint32) {
 	}
 }
 
-// publish opens the ports.
-func publish(nf *socket, g *ground, ports []Port, list []element) error {
+// localnet lets published ports answer on loopback. The table's guard chain, which ensure has seen, comes before it.
+func (g *ground) localnet(ports []Port) {
 	for _, p := range ports {
 		if v4, _ := p.families(); v4 && (!p.HostIP.IsValid() || p.HostIP.IsUnspecified() || p.HostIP.IsLoopback()) {
-			// Loopback access. The table's guard chain, which ensure has seen, comes before it.
 			if err := setSysctl("net/ipv4/conf/"+g.bridge.name+"/route_localnet", "1"); err != nil {
 				g.warnings = append(g.warnings, err.Error()+": published ports do not answer on 127.0.0.1")
 			}
 			break
 		}
 	}
+}
+
+// publish opens the ports.
+func publish(nf *socket, g *ground, ports []Port, list []element) error {
+	g.localnet(ports)
 	if err := nf.addElements(tableName(g.store.Bridge), list); err != nil {
 		return rulesError(err)
 	}

@@ -460,3 +460,50 @@ func TestCreateSideBySide(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// TestReload: after nft flush ruleset and ip link delete everything is there again, and beside a firewall that drops
+// by policy it is said what stands in the way.
+func TestReload(t *testing.T) {
+	needHost(t)
+	m := newManager(t)
+	ctx := context.Background()
+	create(t, m, Network{Name: "red"})
+	red := join(t, m, Endpoint{ID: "red", Links: []Link{{Network: "red"}}, Ports: []Port{{HostPort: 18080, ContainerPort: 80, Protocol: "tcp"}}})
+	old := attach(t, m, "old", "18081:80")
+	serve(t, red.ns, "tcp", ":80", "red")
+	serve(t, old.ns, "tcp", ":80", "old")
+	if h, err := m.Examine(ctx); err != nil || !h.Table || len(h.Missing) > 0 || len(h.Bridges) > 0 || h.Attached != 2 {
+		t.Fatalf("healthy: %+v, %v", h, err)
+	}
+	run(t, "nft", "flush", "ruleset")
+	if h, err := m.Examine(ctx); err != nil || h.Table || len(h.Missing) != 2 {
+		t.Errorf("flushed: %+v, %v", h, err)
+	}
+	repaired, _, err := m.Reload(ctx)
+	if err != nil || strings.Join(repaired, ", ") != "the rules of table onggi" {
+		t.Errorf("reload: %v, %v", repaired, err)
+	}
+	reaches(t, "after the flush", outside, "tcp", "192.0.2.1:18080", "red 192.0.2.2")
+	run(t, "ip", "link", "delete", red.Bridge)
+	run(t, "nft", "delete", "element", "inet", "onggi", "any4", "{ tcp . 18081 }")
+	if repaired, _, err = m.Reload(ctx); err != nil || strings.Join(repaired, ", ") != "the bridge "+red.Bridge+", 1 published ports" {
+		t.Errorf("reload: %v, %v", repaired, err)
+	}
+	reaches(t, "after ip link delete", outside, "tcp", "192.0.2.1:18080", "red 192.0.2.2")
+	reaches(t, "after ip link delete, on loopback", nil, "tcp", "127.0.0.1:18080", "red "+red.Gateway.String())
+	reaches(t, "the element", outside, "tcp", "192.0.2.1:18081", "old 192.0.2.2")
+	if repaired, _, err = m.Reload(ctx); err != nil || len(repaired) != 0 {
+		t.Errorf("nothing to do: %v, %v", repaired, err)
+	}
+	// A host firewall that drops by policy: ours cannot overrule it, so it is named; the remedy that explain prints works.
+	run(t, "nft", "add table inet host; add chain inet host forward { type filter hook forward priority 0; policy drop; }")
+	refuses(t, "beside a firewall that drops", outside, "tcp", "192.0.2.1:18080")
+	h, err := m.Examine(ctx)
+	if err != nil || len(h.Chains) != 1 || !h.Chains[0].Drops || h.Chains[0].String() != "inet host forward" {
+		t.Errorf("firewall: %+v, %v", h, err)
+	}
+	for _, dir := range []string{"iifname", "oifname"} {
+		run(t, "nft", "insert rule inet host forward "+dir+" \"onggi*\" accept")
+	}
+	reaches(t, "with the remedy", outside, "tcp", "192.0.2.1:18080", "red 192.0.2.2")
+}

@@ -130,7 +130,7 @@ func TestLocalAnswers(t *testing.T) {
 		{"example.com.", dnsmessage.TypeA, "others"},
 		{"n3/secret.", dnsmessage.TypeA, "others"},
 		{"2.0.1.10.in-addr.arpa.", dnsmessage.TypePTR, "web.front."},
-		{"2."+strings.Repeat("0.", 27)+"1.0.d.f.ip6.arpa.", dnsmessage.TypePTR, "web.front."},
+		{"2." + strings.Repeat("0.", 27) + "1.0.d.f.ip6.arpa.", dnsmessage.TypePTR, "web.front."},
 		{"9.0.1.10.in-addr.arpa.", dnsmessage.TypePTR, "RCodeNameError"}, // ours, and nobody's
 		{"2.0.3.10.in-addr.arpa.", dnsmessage.TypePTR, "others"},
 		{"1.2.3.in-addr.arpa.", dnsmessage.TypePTR, "others"},

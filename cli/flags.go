@@ -108,7 +108,7 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 	list(&f.dnsOption, "dns-option", "", "`option` of resolv.conf")
 	list(&f.addHost, "add-host", "", "line of /etc/hosts: `name:address`, or name:host-gateway")
 
-	text(&f.logDriver, "log-driver", "", "keep the log with `driver` local or none (default local)")
+	text(&f.logDriver, "log-driver", "", "keep the log with `driver` local, json-file (docker's format) or none (default local)")
 	list(&f.logOpt, "log-opt", "", "log `key=value`: max-size (default 10m), max-file (default 3)")
 	text(&f.runtime, "runtime", "", "use another OCI runtime: its `path` (such as /usr/bin/runc)")
 	f.more.register(fs)
@@ -573,8 +573,10 @@ func (f *containerFlags) life(c *engine.Config, given func(string) bool) error {
 		c.Log.Driver = "local"
 	case "none":
 		c.Log.Driver = "none"
+	case "json-file":
+		c.Log.Driver = "json-file"
 	default:
-		return reading("--log-driver", f.logDriver, &errdefs.Error{Why: "there is no such log driver", Fix: "use local or none"})
+		return reading("--log-driver", f.logDriver, &errdefs.Error{Why: "there is no such log driver", Fix: "use local, json-file or none"})
 	}
 	for _, s := range f.logOpt {
 		if c.Log.Driver == "none" {

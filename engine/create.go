@@ -154,8 +154,8 @@ func normalize(c Config) (Config, error) {
 	if c.Log.Driver == "" {
 		c.Log.Driver = "local"
 	}
-	if c.Log.Driver != "local" && c.Log.Driver != "none" {
-		return c, invalid("--log-driver", c.Log.Driver, "there is no such log driver", "use local or none")
+	if !slices.Contains([]string{"local", "json-file", "none"}, c.Log.Driver) {
+		return c, invalid("--log-driver", c.Log.Driver, "there is no such log driver", "use local, json-file or none")
 	}
 	if c.Log.MaxSize < 0 || c.Log.MaxFiles < 0 {
 		return c, invalid("--log-opt", "", "max-size or max-file is negative", "write max-size=10m, max-file=3")
@@ -332,7 +332,7 @@ func (e *Engine) record(id string, c Config, img *image.Image, passing bool) (_ 
 	if err := h.claim(c.Name); err != nil {
 		return nil, err
 	}
-	if c.Log.Driver == "local" {
+	if c.Log.Driver != "none" {
 		own := e.stateDir(r.ID) + "/log"
 		if passing {
 			own = e.passingLogPath(r.ID)

@@ -167,7 +167,11 @@ func (e *Engine) Logs(ctx context.Context, idOrName string, o LogOptions, stdout
 		return err != nil || cur.Status != Created || exists(filepath.Join(state, "exit.json"))
 	}
 	var stamp []byte
-	return logfile.Read(ctx, r.LogPath, logfile.ReadOptions{
+	read := logfile.Read
+	if r.Config.Log.Driver == "json-file" {
+		read = logfile.ReadJSON
+	}
+	return read(ctx, r.LogPath, logfile.ReadOptions{
 		Tail: o.Tail, Since: o.Since, Until: o.Until, Follow: o.Follow, Done: done, Stdout: stdout != nil, Stderr: stderr != nil,
 	}, func(l logfile.Line) error {
 		w := stdout

@@ -49,7 +49,7 @@ type Config struct {
 
 // LogConfig is the log's driver and bounds.
 type LogConfig struct {
-	Driver   string `json:"driver"`   // "local" or "none"
+	Driver   string `json:"driver"`   // "local", "json-file" or "none"
 	Path     string `json:"path"`     // of the newest file
 	MaxSize  int64  `json:"maxSize"`  // bytes per file; default 10 MiB
 	MaxFiles int    `json:"maxFiles"` // default 3

@@ -106,6 +106,11 @@ func (s *server) renew() error {
 	}
 	f := os.NewFile(uintptr(fd), "state")
 	defer f.Close()
+	if s.log != nil {
+		if err := s.log.Flush(); err != nil { // what fails now will fail, and be a warning, later
+			return errBusy
+		}
+	}
 	st := &state{w: bufio.NewWriter(f)}
 	s.save(st)
 	if err := errors.Join(st.err, st.w.Flush()); err != nil {
@@ -243,6 +248,7 @@ func (s *server) save(st *state) {
 		st.fd("heldfd", n)
 	}
 	if s.log != nil {
+		st.str("logdriver", c.Log.Driver)
 		st.str("log", c.Log.Path)
 		st.num("logsize", c.Log.MaxSize)
 		st.num("logfiles", int64(c.Log.MaxFiles))
@@ -488,6 +494,8 @@ func (s *server) load(fd int) error {
 		case "heldfd":
 			c.Fds[held] = n
 			unix.CloseOnExec(n)
+		case "logdriver":
+			c.Log.Driver = v
 		case "log":
 			c.Log.Path = v
 		case "logsize":
@@ -570,7 +578,11 @@ func (s *server) load(fd int) error {
 	}
 	if c.Log.Path != "" {
 		// The log's limits were checked when it was made; what is wrong with it now is a warning.
-		if s.log, err = logfile.Reopen(c.Log.Path, c.Log.MaxSize, c.Log.MaxFiles); err != nil && logErr == nil {
+		reopen := logfile.Reopen
+		if c.Log.Driver == "json-file" {
+			reopen = logfile.ReopenJSON
+		}
+		if s.log, err = reopen(c.Log.Path, c.Log.MaxSize, c.Log.MaxFiles); err != nil && logErr == nil {
 			logErr = err
 		}
 	}

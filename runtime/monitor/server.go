@@ -163,7 +163,7 @@ func readConfig(path string) (*Config, error) {
 		return nil, fail(errdefs.InvalidArgument, "it has no id", nil)
 	case !filepath.IsAbs(cfg.RunDir) || !filepath.IsAbs(cfg.StateDir) || !filepath.IsAbs(cfg.Bundle):
 		return nil, fail(errdefs.InvalidArgument, "runDir, stateDir and bundle must be absolute paths", nil)
-	case cfg.Log.Driver != "local" && cfg.Log.Driver != "none":
+	case cfg.Log.Driver != "local" && cfg.Log.Driver != "json-file" && cfg.Log.Driver != "none":
 		return nil, fail(errdefs.InvalidArgument, fmt.Sprintf("no log driver %q", cfg.Log.Driver), nil)
 	case len(cfg.Runtime) > 0 && cfg.Init:
 		return nil, fail(errdefs.Unsupported, "an init in front of the command needs Onggi's own runtime", nil)
@@ -210,9 +210,13 @@ func (s *server) setUp() (err error) {
 	if err != nil {
 		return &errdefs.Error{Op: "set up the monitor of", What: s.cfg.ID, Kind: errdefs.KindOf(err), Err: err}
 	}
-	if s.cfg.Log.Driver == "local" {
+	if s.cfg.Log.Driver != "none" {
+		open := logfile.Create
+		if s.cfg.Log.Driver == "json-file" {
+			open = logfile.CreateJSON
+		}
 		err = s.steps.Do("log", func() (err error) {
-			s.log, err = logfile.Create(s.cfg.Log.Path, s.cfg.Log.MaxSize, s.cfg.Log.MaxFiles)
+			s.log, err = open(s.cfg.Log.Path, s.cfg.Log.MaxSize, s.cfg.Log.MaxFiles)
 			return err
 		}, nil)
 		if err != nil {

@@ -29,7 +29,8 @@ type Writer struct {
 	path     string
 	maxSize  int64
 	maxFiles int
-	chunk    int // the most payload that fits both a frame and a file
+	chunk    int        // the most payload that fits both a frame and a file
+	json     *jsonState // of json-file; nil: the log is "local"
 
 	mu   sync.Mutex // over all below
 	fd   int        // -1 while a rotation is half done
@@ -43,10 +44,15 @@ type Writer struct {
 // Create opens or makes the log at path, mode 0600. maxSize is bytes per file (at least 4 KiB; 0: 10 MiB), maxFiles
 // counts the newest one (0: 3). A torn frame at the end is cut off.
 func Create(path string, maxSize int64, maxFiles int) (*Writer, error) {
+	return create(path, maxSize, maxFiles, nil)
+}
+
+func create(path string, maxSize int64, maxFiles int, j *jsonState) (*Writer, error) {
 	w, err := newWriter(path, maxSize, maxFiles)
 	if err != nil {
 		return nil, err
 	}
+	w.json = j
 	for i := w.maxFiles; ; i++ { // a larger max-file of the past
 		if err := os.Remove(name(path, i)); err != nil {
 			break
@@ -111,7 +117,11 @@ func (w *Writer) open() error {
 	if !st.Mode().IsRegular() {
 		return errors.New("not a regular file")
 	}
-	end, err := wholeEnd(f, st.Size())
+	last := wholeEnd
+	if w.json != nil {
+		last = jsonEnd
+	}
+	end, err := last(f, st.Size())
 	if err != nil {
 		return err
 	}
@@ -152,6 +162,12 @@ func wholeEnd(f *os.File, size int64) (int64, error) {
 func (w *Writer) Append(s Stream, at time.Time, p []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.json != nil {
+		if err := w.appendJSON(s, at, p); err != nil {
+			return &errdefs.Error{Op: "write the log", What: w.path, Kind: errdefs.KindOf(err), Err: err}
+		}
+		return nil
+	}
 	for len(p) > 0 {
 		n := min(len(p), w.chunk)
 		if err := w.append(s, at, p[:n]); err != nil {
@@ -227,16 +243,16 @@ func name(path string, i int) string {
 	return path + "." + strconv.Itoa(i)
 }
 
-// Close closes the file; with sync it is fsynced first.
+// Close closes the file, after Flush; with sync it is fsynced first.
 func (w *Writer) Close(sync bool) error {
+	err := w.Flush()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.fd < 0 {
-		return nil
+		return err
 	}
-	var err error
 	if sync {
-		err = unix.Fsync(w.fd)
+		err = errors.Join(err, unix.Fsync(w.fd))
 	}
 	err = errors.Join(err, unix.Close(w.fd))
 	w.fd = -1

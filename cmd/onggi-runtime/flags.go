@@ -118,8 +118,15 @@ func (f *flags) one(rest []string) (string, error) {
 	return rest[0], nil
 }
 
+// onHelp takes the place of printHelp while the manual page is made.
+var onHelp func(*flags)
+
 // printHelp writes the help of a command: what it does, its flags, examples.
 func printHelp(f *flags) {
+	if onHelp != nil {
+		onHelp(f)
+		return
+	}
 	var b strings.Builder
 	title, example := "\nFlags\n", ""
 	if f.of == "" {

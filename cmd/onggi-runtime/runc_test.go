@@ -766,6 +766,33 @@ func TestHelpOfEveryCommand(t *testing.T) {
 	}
 }
 
+// TestManualPage: every command and every flag of the help is in it, and groff finds nothing wrong.
+func TestManualPage(t *testing.T) {
+	s := newSide(t, "ours", binary(t))
+	text := s.must("man")
+	plain := strings.NewReplacer(`\-`, "-", `\fB`, "", `\fI`, "", `\fR`, "", `\&`, "", `\e`, `\`).Replace(text)
+	for i := range commands {
+		name := commands[i].name
+		if !strings.Contains(plain, ".SS \""+name) {
+			t.Errorf("%s has no section", name)
+		}
+		for l := range strings.Lines(s.must(name, "--help")) {
+			if f := strings.Fields(l); len(f) > 0 && strings.HasPrefix(l, "  -") && !strings.Contains(plain, "\n"+strings.TrimSuffix(f[0], ",")) {
+				t.Errorf("%s %s is not in the page", name, f[0])
+			}
+		}
+	}
+	groff, err := exec.LookPath("groff")
+	if err != nil {
+		t.Skip("groff is not installed: the page's form is not looked at")
+	}
+	c := exec.Command(groff, "-man", "-Tutf8", "-ww", "-z")
+	c.Stdin = strings.NewReader(text)
+	if out, err := c.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("groff: %v %s", err, out)
+	}
+}
+
 // TestSessionKeyring: a container has one of its own, which exec joins, or with --no-new-keyring the caller's.
 func TestSessionKeyring(t *testing.T) {
 	if _, err := os.Stat("/proc/keys"); err != nil {

@@ -35,6 +35,10 @@ type Options struct {
 	Locals map[string]string
 	// Outputs are what is done with the result; none: it is only built, and what it came to is in the cache.
 	Outputs []Output
+	// CacheFrom are caches of other stores, asked for what is not in this one's, in their order; CacheTo gets what this build
+	// needed.
+	CacheFrom []CacheSource
+	CacheTo   []CacheTarget
 	// ID is the build's id (history.NewID); "" makes one.
 	ID string
 	// Context and Dockerfile are what the user has called them, for the history.
@@ -169,6 +173,9 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 	if plat.Architecture == "amd64" {
 		plat.Variant = "" // as BuildKit: an image that is for this processor's level would not be the same on another machine
 	}
+	if err := s.importCaches(ctx); err != nil {
+		return nil, err
+	}
 	heard, err := s.cache.Memory("frontend", maxHeard)
 	if err != nil {
 		return nil, err
@@ -204,6 +211,9 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 			return nil, s.cause(ctx, err)
 		}
 	}
+	if err := s.exportCaches(ctx, b); err != nil {
+		return nil, s.cause(ctx, err)
+	}
 	return out, nil
 }
 
@@ -226,9 +236,11 @@ type session struct {
 
 	mu      sync.Mutex
 	futures map[digest.Digest]*future
-	bases   map[string]*image.Image // by the reference that Resolve answered
-	seen    map[string]*tree.Known  // files of the user's directories
-	undone  []func() error          // what close takes back, newest last
+	needed  map[digest.Digest]*cache.Record // the steps of this build
+	foreign map[digest.Digest]foreign       // what imported caches have; not changed while steps are solved
+	bases   map[string]*image.Image         // by the reference that Resolve answered
+	seen    map[string]*tree.Known          // files of the user's directories
+	undone  []func() error                  // what close takes back, newest last
 }
 
 func openSession(ctx context.Context, e *engine.Engine, o Options) (_ *session, err error) {

@@ -99,7 +99,7 @@ func (s *session) give(ctx context.Context, o *Output, b *built, out *Result) (e
 	}
 	out.Desc, out.Names, out.Config = &made.Desc, o.Names, ""
 	if len(b.parts) == 1 {
-		config, err := configure(b.parts[0].platform, b.parts[0].result)
+		config, err := configure(b.parts[0].platform, b.parts[0].result, s.inline(b.parts[0].result))
 		if err != nil {
 			return err
 		}
@@ -145,7 +145,7 @@ func (s *session) make(ctx context.Context, o *Output, b *built) (*image.Made, e
 		if p.result.local != nil {
 			return nil, unsupported("an image of a directory of the user")
 		}
-		config, err := configure(p.platform, p.result)
+		config, err := configure(p.platform, p.result, s.inline(p.result))
 		if err != nil {
 			return nil, err
 		}

@@ -204,6 +204,17 @@ func (s *session) perform(ctx context.Context, g *graph.Graph, vs map[digest.Dig
 	if out, ok, err := hit(); err != nil || ok { // somebody else has performed it meanwhile
 		return out, err
 	}
+	if !fresh {
+		ok, err := s.bring(ctx, cache.Record{Key: key, Slot: slot, Name: v.Name, Parts: parts}, o)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			if out, ok, err := hit(); err != nil || ok {
+				return out, err
+			}
+		}
+	}
 	why := s.journal.explain(run, fresh)
 	s.journal.set(func() { h.Why = why })
 	select {
@@ -236,6 +247,7 @@ func (s *session) perform(ctx context.Context, g *graph.Graph, vs map[digest.Dig
 	if err := s.cache.Put(rec); err != nil {
 		return nil, err
 	}
+	s.used(rec)
 	if err := s.journal.store.Seen(run); err != nil {
 		return nil, err
 	}
@@ -337,6 +349,7 @@ func (s *session) cached(ctx context.Context, key digest.Digest, o operation) ([
 		}
 		out = append(out, o.output(i, own))
 	}
+	s.used(rec)
 	return out, true, nil
 }
 

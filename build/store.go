@@ -21,7 +21,8 @@ func (s *session) configOf(img *image.Image) ([]byte, error) {
 }
 
 // configure completes the frontend's configuration: layers, times, and a history that has an entry for each layer.
-func configure(p frontend.Platform, r *result) ([]byte, error) {
+// inline, if not nil, is the list of steps that goes along.
+func configure(p frontend.Platform, r *result, inline *exchange) ([]byte, error) {
 	var raw map[string]json.RawMessage // fields of docker's that image-spec does not have stay
 	var img ocispec.Image
 	if err := json.Unmarshal(p.Image, &raw); err != nil {
@@ -65,6 +66,13 @@ func configure(p frontend.Platform, r *result) ([]byte, error) {
 			return nil, err
 		}
 		raw[name] = b
+	}
+	if delete(raw, inlineCache); inline != nil { // that of a base image names other layers
+		b, err := json.Marshal(inline)
+		if err != nil {
+			return nil, err
+		}
+		raw[inlineCache] = b
 	}
 	return json.Marshal(raw) // maps are sorted: the same text for the same image
 }

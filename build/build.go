@@ -39,6 +39,9 @@ type Options struct {
 	// needed.
 	CacheFrom []CacheSource
 	CacheTo   []CacheTarget
+	// Provenance and SBOM are statements about the images, in their index and beside files.
+	Provenance Provenance
+	SBOM       bool
 	// ID is the build's id (history.NewID); "" makes one.
 	ID string
 	// Context and Dockerfile are what the user has called them, for the history.
@@ -206,6 +209,16 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 			return nil, s.cause(ctx, err)
 		}
 	}
+	if o.SBOM {
+		for i := range b.parts {
+			if b.parts[i].sbom, err = s.bill(ctx, b.parts[i]); err != nil {
+				return nil, s.cause(ctx, err)
+			}
+		}
+	}
+	if err := s.tellProvenance(b, out); err != nil {
+		return nil, err
+	}
 	for i := range o.Outputs {
 		if err := s.give(ctx, &o.Outputs[i], b, out); err != nil {
 			return nil, s.cause(ctx, err)
@@ -234,17 +247,19 @@ type session struct {
 	epoch   *time.Time // SOURCE_DATE_EPOCH, if it was given as a number
 	cancel  context.CancelCauseFunc
 
-	mu      sync.Mutex
-	futures map[digest.Digest]*future
-	needed  map[digest.Digest]*cache.Record // the steps of this build
-	foreign map[digest.Digest]foreign       // what imported caches have; not changed while steps are solved
-	bases   map[string]*image.Image         // by the reference that Resolve answered
-	seen    map[string]*tree.Known          // files of the user's directories
-	undone  []func() error                  // what close takes back, newest last
+	mu        sync.Mutex
+	futures   map[digest.Digest]*future
+	started   time.Time
+	materials map[digest.Digest]material      // what sources came to, but for images
+	needed    map[digest.Digest]*cache.Record // the steps of this build
+	foreign   map[digest.Digest]foreign       // what imported caches have; not changed while steps are solved
+	bases     map[string]*image.Image         // by the reference that Resolve answered
+	seen      map[string]*tree.Known          // files of the user's directories
+	undone    []func() error                  // what close takes back, newest last
 }
 
 func openSession(ctx context.Context, e *engine.Engine, o Options) (_ *session, err error) {
-	s := &session{o: o, e: e, futures: map[digest.Digest]*future{}, bases: map[string]*image.Image{}, seen: map[string]*tree.Known{}}
+	s := &session{o: o, e: e, started: time.Now(), futures: map[digest.Digest]*future{}, bases: map[string]*image.Image{}, seen: map[string]*tree.Known{}}
 	if s.o.Progress == nil {
 		s.o.Progress = silent{}
 	}

@@ -66,6 +66,7 @@ type built struct {
 type part struct {
 	platform frontend.Platform
 	result   *result
+	sbom     *spdx // if it was asked for
 }
 
 // give makes one output.
@@ -150,6 +151,9 @@ func (s *session) make(ctx context.Context, o *Output, b *built) (*image.Made, e
 			return nil, err
 		}
 		x := image.Part{Config: config, Annotations: o.Annotations, OnIndex: o.EntryAnnotations}
+		if o.Type != ToDocker { // docker's archive has no place for it
+			x.Attest = s.attestations(o.Names, p)
+		}
 		for _, l := range p.result.layers {
 			x.Layers = append(x.Layers, l.Blob)
 		}
@@ -192,6 +196,11 @@ func (s *session) giveDirectory(ctx context.Context, o *Output, b *built) error 
 			return err
 		}
 		err = target.Export(ctx, view, o.dir(b, p), tree.IDs{UID: o.UID, GID: o.GID}, func(p string) { devices = append(devices, p) })
+		if err == nil {
+			for _, f := range s.statementFiles(p) {
+				err = errors.Join(err, writeBelow(root, path.Join(o.dir(b, p), f.name), f.data))
+			}
+		}
 		if err != nil {
 			return &errdefs.Error{Op: "write the files to", What: o.Dest, Kind: errdefs.KindOf(err), Fix: errdefs.FixOf(err), Err: err}
 		}
@@ -218,6 +227,14 @@ func (s *session) giveTar(ctx context.Context, o *Output, b *built, w io.Writer)
 		}
 		if err := view.Tar(ctx, tw, dir); err != nil {
 			return err
+		}
+		for _, f := range s.statementFiles(p) {
+			if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(dir, f.name), Mode: 0o644, Size: int64(len(f.data)), ModTime: p.result.epoch}); err != nil {
+				return err
+			}
+			if _, err := tw.Write(f.data); err != nil {
+				return err
+			}
 		}
 	}
 	return tw.Close()
@@ -262,4 +279,14 @@ func buffered(w io.Writer, f func(io.Writer) error) error {
 		return err
 	}
 	return b.Flush()
+}
+
+// writeBelow writes a file that no link leads out of the directory.
+func writeBelow(dir *os.File, name string, data []byte) error {
+	r, err := os.OpenRoot(dir.Name())
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return r.WriteFile(name, data, 0o644)
 }

@@ -300,6 +300,7 @@ func (o *fetchOp) parts(ctx context.Context) ([]cache.Part, error) {
 	if err := o.fetch(ctx); err != nil {
 		return nil, err
 	}
+	o.s.fetched(o.v, o.v.Source.Scheme+"://"+o.v.Source.Ref, "sha256", o.sum.Encoded())
 	a := o.v.Source.Attrs
 	return []cache.Part{
 		{Name: "kind", Value: "http"},
@@ -664,6 +665,7 @@ func (o *gitOp) parts(ctx context.Context) ([]cache.Part, error) {
 			return nil, &errdefs.Error{Op: "fetch", What: o.remote + "#" + o.ref, Kind: errdefs.NotFound, Why: "the repository has no such branch or tag", Fix: "name a branch, a tag or a whole commit"}
 		}
 	}
+	o.s.fetched(o.v, o.remote+"#"+o.ref, "sha1", o.commit)
 	a := o.v.Source.Attrs
 	if want := a[graph.AttrGitChecksum]; want != "" && !strings.HasPrefix(o.commit, want) {
 		return nil, &errdefs.Error{Op: "fetch", What: o.remote + "#" + o.ref, Kind: errdefs.Corrupt, Why: "it is commit " + o.commit + ", and --checksum says " + want}

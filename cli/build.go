@@ -28,8 +28,8 @@ import (
 // buildFlags are those of `onggi build`.
 type buildFlags struct {
 	tags, args, labels, platform, contexts, secrets, agents, hosts, ulimits, allow, noCacheFilter []string
-	file, target, network, progress, iidfile, metadata, shm                                       string
-	outputs, annotations, cacheFrom, cacheTo                                                      []string
+	provenance, sbom, file, target, network, progress, iidfile, metadata, shm                     string
+	outputs, annotations, cacheFrom, cacheTo, attests                                             []string
 	noCache, pull, quiet, check, push, load, why                                                  bool
 	toStdout                                                                                      bool // the result goes there
 }
@@ -72,6 +72,9 @@ To build a directory that has the name of one of these commands, write ./why.`
 	f.StringArrayVarP(&b.outputs, "output", "o", nil, "where the result goes: `DIRECTORY`, - for a tar, or type=image|registry|oci|docker|local|tar|cacheonly[,dest=...]")
 	f.BoolVar(&b.push, "push", false, "push the image to the registries of its names; as --output type=registry")
 	f.BoolVar(&b.load, "load", false, "bring the image into the store beside other outputs; as --output type=docker")
+	f.StringVar(&b.provenance, "provenance", "", "say in the image's index how it was made: `true, false, mode=min or mode=max`")
+	f.StringVar(&b.sbom, "sbom", "", "list in the image's index which packages it has: `true or false`")
+	f.StringArrayVar(&b.attests, "attest", nil, "the same: `type=provenance[,mode=max]` or type=sbom")
 	f.StringArrayVar(&b.cacheFrom, "cache-from", nil, "use the cache of another store: `NAME`, or type=registry,ref=NAME, or type=local,src=DIRECTORY")
 	f.StringArrayVar(&b.cacheTo, "cache-to", nil, "give the cache away: `NAME`, type=registry,ref=NAME, type=local,dest=DIRECTORY [,mode=max], or type=inline")
 	f.StringArrayVar(&b.annotations, "annotation", nil, "annotate the image: `[manifest|index|manifest-descriptor:]NAME=VALUE`")
@@ -227,6 +230,9 @@ func (a *app) buildOptions(ctx context.Context, b *buildFlags, where string) (o 
 		return o, nil, err
 	}
 	if o.CacheFrom, o.CacheTo, err = a.buildCaches(b); err != nil {
+		return o, nil, err
+	}
+	if err := b.attestations(&o); err != nil {
 		return o, nil, err
 	}
 	for _, x := range o.Outputs {

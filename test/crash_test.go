@@ -375,7 +375,7 @@ func (w *walker) walk(s story, how string) {
 		good()
 		w.nothingLeft()
 		w.nothingLost()
-		if d := time.Since(begin); d > 30*time.Second {
+		if d := time.Since(begin); d > 5*time.Minute { // not a hang; a busy or emulated machine may be slow
 			w.t.Errorf("%s: it all took %v", w.at, d)
 		}
 		if w.t.Failed() {

@@ -60,7 +60,7 @@ largest layer.`
 		if r.Problems == nil {
 			r.Problems = []image.Problem{}
 		}
-		if err := a.printOne(out, r, func() string { return reportText(r) }); err != nil {
+		if err := a.printOne(out, r, func() string { return reportText(r, e.Root()) }); err != nil {
 			return err
 		}
 		for _, p := range r.Problems {
@@ -72,7 +72,7 @@ largest layer.`
 	}
 }
 
-func reportText(r *image.Report) string {
+func reportText(r *image.Report, root string) string {
 	var b strings.Builder
 	broken := 0
 	for _, p := range r.Problems {
@@ -94,6 +94,6 @@ func reportText(r *image.Report) string {
 	if r.Unproven > 0 {
 		fmt.Fprintf(&b, " (%d of them without a blob to compare with)", r.Unproven)
 	}
-	fmt.Fprintf(&b, ". %d broken, %d repaired.\n", broken, len(r.Problems)-broken)
+	fmt.Fprintf(&b, ". %d broken, %d repaired.\nStore: %s\n", broken, len(r.Problems)-broken, root)
 	return b.String()
 }

@@ -347,10 +347,10 @@ func buildSystemPrune(a *app, c *cobra.Command) {
 		volumes, trash bool
 	)
 	c.Use = "prune [FLAGS]"
-	c.Long = `Remove containers that do not run and images that have no name and no container; with -a all images that no container
-uses, with --volumes also anonymous volumes that no container uses. What will go is listed first. Containers, images and
+	c.Long = `Remove containers that do not run, networks that no container has, and images that have no name and no container; with -a
+all images that no container uses, with --volumes also anonymous volumes that no container uses. What will go is listed first. Containers, images and
 volumes go to the trash, from where "onggi undo" brings them back until their time is over (onggi system limits) or space is
-needed. Downloads that were broken off, and what killed commands left, go too.`
+needed; networks of containers that go stay with them. Downloads that were broken off, and what killed commands left, go too.`
 	c.Example = `  onggi system prune
   onggi system prune -a -f
   onggi system prune --trash                    give back the space of what was removed before`
@@ -365,7 +365,7 @@ needed. Downloads that were broken off, and what killed commands left, go too.`
 			}
 			return a.prune(c, &p, engine.PruneOptions{Trash: true})
 		}
-		return a.prune(c, &p, engine.PruneOptions{Containers: true, Images: true, AllImages: p.all, Volumes: volumes, Unowned: true})
+		return a.prune(c, &p, engine.PruneOptions{Containers: true, Images: true, AllImages: p.all, Volumes: volumes, Networks: true, Unowned: true})
 	}
 }
 
@@ -418,6 +418,7 @@ func (a *app) prune(c *cobra.Command, p *pruneFlags, o engine.PruneOptions) erro
 		}
 	}
 	section("Deleted Containers", done.Containers)
+	section("Deleted Networks", done.Networks)
 	section("Deleted Volumes", done.Volumes)
 	if len(done.Images) > 0 {
 		b.WriteString("Deleted Images:\n" + removedText(done.Images) + "\n")
@@ -457,6 +458,9 @@ func planText(p *engine.Plan) (string, int64) {
 			name = shortID(i.ID.String())
 		}
 		line("image", name, i.Size-i.Shared, "")
+	}
+	for _, n := range p.Networks {
+		line("network", n.Name, 0, "")
 	}
 	for _, r := range p.Removals {
 		line("removal", r.ID, r.Size, "  "+r.Command)

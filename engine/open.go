@@ -93,6 +93,9 @@ func Open(o Options) (*Engine, error) {
 	return e, nil
 }
 
+// Root returns the directory of the store, absolute.
+func (e *Engine) Root() string { return e.o.Root }
+
 func (e *Engine) versionPath() string { return filepath.Join(e.o.Root, "version") }
 
 // make makes the directories of an empty store. Everything that writes calls it first; what only reads treats a

@@ -12,6 +12,7 @@ import (
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
+	"github.com/onggi/onggi/network"
 	"github.com/onggi/onggi/pathrs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -433,6 +434,7 @@ type Plan struct {
 	Containers []ContainerUsage
 	Volumes    []VolumeUsage
 	Images     []ImageUsage
+	Networks   []*network.Network
 	Removals   []RemovalUsage // of the trash
 	TrashBytes int64          // of all of them together
 	Partials   int            // broken transfers; those that run stay
@@ -442,7 +444,7 @@ type Plan struct {
 
 // Empty says that there is nothing to do.
 func (p *Plan) Empty() bool {
-	return len(p.Containers)+len(p.Volumes)+len(p.Images)+len(p.Removals) == 0 && p.Unowned+p.Partial == 0
+	return len(p.Containers)+len(p.Volumes)+len(p.Images)+len(p.Networks)+len(p.Removals) == 0 && p.Unowned+p.Partial == 0
 }
 
 // PruneOptions say what a prune removes.
@@ -452,6 +454,7 @@ type PruneOptions struct {
 	AllImages  bool // those with a name, too
 	Volumes    bool // anonymous ones that no container uses; Until does not count for them
 	AllVolumes bool // those with a name, too
+	Networks   bool // those of users that no container uses now, one that goes included: it may come back
 	Trash      bool // what earlier removals left in the trash
 	Unowned    bool // what nobody needs, and transfers that were broken off
 	// Until: only what was made before; zero is everything. Label: only what has (or with a leading "!" has not) the label
@@ -515,6 +518,11 @@ func (e *Engine) PlanPrune(ctx context.Context, o PruneOptions) (*Plan, error) {
 			}
 		}
 	}
+	if o.Networks {
+		if p.Networks, err = e.UnusedNetworks(func(n *network.Network) bool { return o.Chosen(n.Created, n.Labels) }); err != nil {
+			return nil, err
+		}
+	}
 	if o.Trash {
 		p.Removals, p.TrashBytes = u.Removals, u.TrashBytes
 	}
@@ -570,6 +578,14 @@ func (e *Engine) Prune(ctx context.Context, p *Plan, to *Removal) (*Pruned, erro
 		done.Images, err = e.pruneImages(ctx, p, to)
 		errs = append(errs, err)
 	}
+	for _, n := range p.Networks {
+		switch _, err := e.RemoveNetwork(ctx, n.ID); {
+		case err == nil:
+			done.Networks = append(done.Networks, n.Name)
+		case !errdefs.Is(err, errdefs.NotFound) && !errdefs.Is(err, errdefs.Conflict):
+			errs = append(errs, err)
+		}
+	}
 	if len(p.Removals) > 0 {
 		errs = append(errs, e.EmptyTrash(ctx, func(r *Removal) bool {
 			return slices.ContainsFunc(p.Removals, func(x RemovalUsage) bool { return x.ID == r.ID })
@@ -592,6 +608,7 @@ func (e *Engine) Prune(ctx context.Context, p *Plan, to *Removal) (*Pruned, erro
 type Pruned struct {
 	Containers []string // ids
 	Volumes    []string // names
+	Networks   []string // names
 	Images     []image.Removed
 }
 

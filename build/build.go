@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,6 +20,7 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
 	"github.com/onggi/onggi/reference"
+	"github.com/onggi/onggi/undo"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -161,7 +161,11 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 	if err := s.begin(); err != nil {
 		return nil, errors.Join(err, s.close(ctx))
 	}
-	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
+	defer func() {
+		if cerr := s.close(context.WithoutCancel(ctx)); cerr != nil {
+			err = errors.Join(err, cerr)
+		}
+	}()
 	asked := ctx
 	var out *Result
 	defer func() {
@@ -220,7 +224,7 @@ func Build(ctx context.Context, e *engine.Engine, o Options) (_ *Result, err err
 		return nil, err
 	}
 	for i := range o.Outputs {
-		if err := s.give(ctx, &o.Outputs[i], b, out); err != nil {
+		if err := undo.New("build").Do("output", func() error { return s.give(ctx, &o.Outputs[i], b, out) }, nil); err != nil {
 			return nil, s.cause(ctx, err)
 		}
 	}
@@ -287,48 +291,52 @@ func openSession(ctx context.Context, e *engine.Engine, o Options) (_ *session, 
 	if s.images, err = e.Images(); err != nil {
 		return nil, err
 	}
-	_, run := e.Roots()
-	dir := filepath.Join(run, "build")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	// Nobody sweeps between the making of a directory and its lock.
-	gate, err := os.Open(dir)
-	if err != nil {
-		return nil, err
+	steps := undo.New("build.open") // close takes back what they do
+	var gate *os.File
+	if err := steps.Do("sweep", func() (err error) {
+		if gate, err = e.BuildGate(ctx); err != nil {
+			return err
+		}
+		if left, err := e.Steps(); err != nil || len(left) == 0 {
+			return err
+		}
+		_, err = ReleaseAll(ctx, e, time.Now().Add(-keptFor), maxKept)
+		return err
+	}, nil); err != nil {
+		return nil, errors.Join(err, closed(gate))
 	}
 	defer gate.Close()
-	if err := s.flock(ctx, gate, unix.LOCK_EX, true); err != nil {
-		return nil, err
-	}
-	if err := s.sweep(ctx, dir); err != nil {
-		return nil, err
-	}
 	if s.id = o.ID; s.id == "" {
 		s.id = history.NewID()
-	}
-	s.run = filepath.Join(dir, s.id)
-	if err := os.Mkdir(s.run, 0o700); err != nil {
-		s.run = ""
-		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if s.alive, err = lockDir(s.run); err != nil {
+	if err := steps.Do("directories", func() (err error) {
+		s.run = filepath.Join(e.BuildsDir(), s.id)
+		if err := os.Mkdir(s.run, 0o700); err != nil {
+			s.run = ""
+			return err
+		}
+		if s.alive, err = lockDir(s.run); err != nil {
+			return err
+		}
+		root, _ := e.Roots()
+		s.tmp = filepath.Join(root, "build", "tmp", s.id)
+		return os.MkdirAll(s.tmp, 0o700)
+	}, nil); err != nil {
 		return nil, err
 	}
-	root, _ := e.Roots()
-	s.tmp = filepath.Join(root, "build", "tmp", s.id)
-	if err := os.MkdirAll(s.tmp, 0o700); err != nil {
-		return nil, err
+	return s, steps.Do("hold", func() (err error) { s.hold, err = s.images.Hold(ctx); return err }, nil)
+}
+
+func closed(f *os.File) error {
+	if f == nil {
+		return nil
 	}
-	if s.hold, err = s.images.Hold(ctx); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return f.Close()
 }
 
 // lockDir holds the directory's lock as long as the process lives; an error when somebody else does.
@@ -342,70 +350,6 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-// sweep removes what builds left whose process is gone: their steps and their directories.
-func (s *session) sweep(ctx context.Context, dir string) error {
-	steps, err := s.e.Steps()
-	if err != nil {
-		return err
-	}
-	if len(steps) > 0 {
-		if _, err := ReleaseAll(ctx, s.e, time.Now().Add(-keptFor), maxKept); err != nil {
-			return err
-		}
-	}
-	builds := map[string]bool{}
-	for _, c := range steps {
-		builds[c.Config.Build] = true
-	}
-	root, _ := s.e.Roots()
-	tmp := filepath.Join(root, "build", "tmp")
-	for _, d := range []string{dir, tmp} {
-		es, err := os.ReadDir(d)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		for _, e := range es {
-			builds[e.Name()] = true
-		}
-	}
-	for b := range builds {
-		p := filepath.Join(dir, b)
-		alive, err := lockDir(p)
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			continue
-		}
-		kept := s.kept(b)
-		for _, c := range steps {
-			if c.Config.Build == b && c.ID != kept {
-				if err := s.e.Remove(ctx, c.ID, true, true); err != nil && !errdefs.Is(err, errdefs.NotFound) {
-					return err
-				}
-			}
-		}
-		err = errors.Join(os.RemoveAll(filepath.Join(tmp, b)), os.RemoveAll(p))
-		if alive != nil {
-			_ = alive.Close()
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// kept is the container of the build's failed step, if it is to stay.
-func (s *session) kept(build string) string {
-	h, err := s.e.BuildHistory()
-	if err != nil {
-		return ""
-	}
-	r, err := h.Get(build)
-	if err != nil || r.ID != build || r.Kept == nil {
-		return ""
-	}
-	return r.Kept.Container
 }
 
 // close takes back what the build made and nobody needs; it is called when nothing of it runs any more.
@@ -437,10 +381,14 @@ func (s *session) later(f func() error) {
 
 // cause is the error that ended the build, rather than one of those that it led to.
 func (s *session) cause(ctx context.Context, err error) error {
-	if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
-		return c
+	c := context.Cause(ctx)
+	switch {
+	case c == nil:
+		return err
+	case errors.Is(c, context.Canceled): // by the caller: what the steps say of it is of no interest
+		return &errdefs.Error{Op: "build", Kind: errdefs.Canceled, Err: c}
 	}
-	return err
+	return c
 }
 
 func (s *session) allowed(e Entitlement) bool {

@@ -12,6 +12,7 @@ import (
 	"github.com/onggi/onggi/build/cache"
 	"github.com/onggi/onggi/build/graph"
 	"github.com/onggi/onggi/build/history"
+	"github.com/onggi/onggi/undo"
 	digest "github.com/opencontainers/go-digest"
 )
 
@@ -48,10 +49,12 @@ func (s *session) begin() error {
 			}
 		}
 	}
-	if j.log, err = h.Begin(j.rec); err == nil {
-		s.journal = j
-	}
-	return err
+	return undo.New("build").Do("record", func() (err error) {
+		if j.log, err = h.Begin(j.rec); err == nil {
+			s.journal = j
+		}
+		return err
+	}, nil)
 }
 
 // proxies are arguments whose values often hold a password. No key and no image has them, and no history.

@@ -14,6 +14,7 @@ import (
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/spec"
+	"github.com/onggi/onggi/undo"
 	digest "github.com/opencontainers/go-digest"
 )
 
@@ -64,20 +65,24 @@ func (s *session) view(ctx context.Context, r *result) (*tree.View, error) {
 
 // commit makes a layer of what the container changed since begin, and holds it.
 func (s *session) commit(ctx context.Context, id string, begin, epoch time.Time) (cache.Layer, error) {
-	blob, layer, err := s.images.AddLayer(ctx, s.hold, func(w io.Writer) error {
-		pr, pw := io.Pipe()
-		go func() {
-			_, err := s.e.Diff(ctx, id, pw)
-			pw.CloseWithError(err)
-		}()
-		err := retime(pr, w, begin, epoch)
-		pr.CloseWithError(err)
+	var l cache.Layer
+	err := undo.New("build.step").Do("layer", func() error {
+		blob, layer, err := s.images.AddLayer(ctx, s.hold, func(w io.Writer) error {
+			pr, pw := io.Pipe()
+			go func() {
+				_, err := s.e.Diff(ctx, id, pw)
+				pw.CloseWithError(err)
+			}()
+			err := retime(pr, w, begin, epoch)
+			pr.CloseWithError(err)
+			return err
+		})
+		if err == nil {
+			l = cache.Layer{DiffID: layer.DiffID, Blob: blob, Size: layer.Size}
+		}
 		return err
-	})
-	if err != nil {
-		return cache.Layer{}, err
-	}
-	return cache.Layer{DiffID: layer.DiffID, Blob: blob, Size: layer.Size}, nil
+	}, nil)
+	return l, err
 }
 
 // retime copies a layer's tar and gives the entries that are not older than begin the time epoch: what a step made has the

@@ -14,6 +14,7 @@ import (
 	"github.com/onggi/onggi/build/history"
 	"github.com/onggi/onggi/build/tree"
 	"github.com/onggi/onggi/errdefs"
+	"github.com/onggi/onggi/undo"
 	digest "github.com/opencontainers/go-digest"
 )
 
@@ -227,7 +228,8 @@ func (s *session) perform(ctx context.Context, g *graph.Graph, vs map[digest.Dig
 	s.journal.set(func() { h.Began = begin.Sub(s.journal.born) })
 	tell(Started)
 	print, flush := s.journal.print(h, s.mask)
-	own, err := o.run(ctx, print)
+	var own []cache.Layer
+	err = undo.New("build.step").Do("perform", func() (err error) { own, err = o.run(ctx, print); return err }, nil)
 	flush()
 	run.At = begin
 	if err != nil {
@@ -244,7 +246,7 @@ func (s *session) perform(ctx context.Context, g *graph.Graph, vs map[digest.Dig
 		rec.Outputs = append(rec.Outputs, out[i].layers)
 		size += l.Size
 	}
-	if err := s.cache.Put(rec); err != nil {
+	if err := undo.New("build.step").Do("record", func() error { return s.cache.Put(rec) }, nil); err != nil {
 		return nil, err
 	}
 	s.used(rec)

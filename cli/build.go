@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -109,6 +110,24 @@ To build a directory that has the name of one of these commands, write ./why.`
 // insideNamespace is set for the second process of a build.
 const insideNamespace = "ONGGI_BUILD_NAMESPACE"
 
+// orphaned tells the second process of a build that the first one has been killed. It is a signal that nobody else sends: the
+// kernel sends it once for each thread of the dying parent that the child is handed on to, and of SIGTERM a second one ends a
+// process at once (context).
+const orphaned = syscall.Signal(63)
+
+// inherited returns a context that ends when the first process of a build does.
+func (a *app) inherited(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(parent)
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, orphaned) // never stopped: by default the signal kills
+	go func() {
+		<-c
+		a.caught = syscall.SIGTERM
+		cancel()
+	}()
+	return ctx, cancel
+}
+
 // inNamespace runs this command again in a mount namespace of its own, where the trees that a RUN mounts are mounted, and
 // vanish with it whatever happens.
 func (a *app) inNamespace() error {
@@ -118,7 +137,7 @@ func (a *app) inNamespace() error {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), insideNamespace+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.in, a.out, a.err
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: orphaned}
 	ctx, cancel := a.context(context.Background())
 	defer cancel()
 	if err := cmd.Start(); err != nil {
@@ -139,6 +158,14 @@ func (a *app) inNamespace() error {
 		code := x.ExitCode()
 		if ws, ok := x.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 			code = 128 + int(ws.Signal())
+			e, err := a.open()
+			if err == nil { // what it was doing must not go on
+				_, err = e.SweepBuilds(context.Background())
+			}
+			if err != nil {
+				return &exit{code, err}
+			}
+			return &exit{code, &errdefs.Error{Op: "build", Kind: errdefs.Canceled, Why: "the build was ended by " + ws.Signal().String() + "; what it had begun was taken back"}}
 		}
 		return &exit{code: code}
 	}
@@ -146,7 +173,9 @@ func (a *app) inNamespace() error {
 }
 
 func (a *app) build(c *cobra.Command, b *buildFlags, where string) (err error) {
-	ctx, cancel := a.context(c.Context())
+	parent, stop := a.inherited(c.Context())
+	defer stop()
+	ctx, cancel := a.context(parent)
 	defer cancel()
 	e, err := a.open()
 	if err != nil {

@@ -79,7 +79,7 @@ func (a *app) debugBuild(parent context.Context, id string, o build.Options, arg
 		}
 		rec = kept[0]
 	}
-	ctx, cancel := context.WithCancel(parent)
+	ctx, cancel := a.inherited(parent)
 	defer cancel()
 	terminal := term.IsTerminal(int(a.in.Fd())) && term.IsTerminal(int(a.out.Fd()))
 	r := &running{app: a, name: "the failed step", rm: true, tty: terminal, sigProxy: !terminal, streams: streams{in: true, out: true, err: true}}

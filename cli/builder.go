@@ -62,6 +62,9 @@ The file systems of failed steps, which "onggi build debug" enters, go too.`
 		}
 		ctx, cancel := a.context(c.Context())
 		defer cancel()
+		if _, err := e.SweepBuilds(ctx); err != nil {
+			return err
+		}
 		if _, err := build.ReleaseAll(ctx, e, since, history.MaxBuilds); err != nil {
 			return err
 		}

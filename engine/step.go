@@ -124,7 +124,7 @@ func (e *Engine) PruneBuilds(ctx context.Context, limit int64, since time.Time, 
 	if err != nil {
 		return gone, 0, err
 	}
-	if len(gone) > 0 {
+	if len(gone) > 0 || limit <= 0 {
 		if err := c.Forget(); err != nil {
 			return gone, 0, err
 		}

@@ -17,6 +17,8 @@ import (
 func (e *Engine) sweepInterrupted(ctx context.Context) {
 	found := e.sweepPending(ctx)
 	found = e.sweepEnded(ctx) || found
+	builds, _ := e.SweepBuilds(ctx)
+	found = builds || found
 	found = e.sweepRests() || found
 	if found {
 		_ = e.sweepVolumeStore()
@@ -176,6 +178,12 @@ func (e *Engine) Sweep(ctx context.Context) error {
 		e.sweepPending(ctx)
 	}
 	try(e.sweepContainers(ctx))
+	if exists(e.BuildsDir()) || exists(e.buildDir()) {
+		gate, err := e.BuildGate(ctx)
+		if try(err); err == nil {
+			try(gate.Close())
+		}
+	}
 	try(e.sweepRuns())
 	try(e.sweepRuntime())
 	try(e.sweepPassed(ctx))

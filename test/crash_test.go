@@ -46,6 +46,10 @@ type story struct {
 // kernel with other control groups.
 var kernelSteps = []string{"cgroup.", "monitor.", "network.", "snapshot.", "create.cgroup", "create.process"}
 
+// buildSteps are prefixes of the steps that a build's story fails: its own, and of those that its containers have in common
+// with all others one at each end.
+var buildSteps = []string{"build.", "run.snapshot", "run.process", "rm.snapshot"}
+
 // TestCrashWalk fails each named step of the commands that change something, then kills the process that is in it with
 // SIGKILL: the command itself, the container's monitor, or the clean-up that the monitor runs, for they all meet the
 // same fault. The next ordinary command must put things right: nothing is left on the host, nothing that was there
@@ -83,7 +87,23 @@ func TestCrashWalk(t *testing.T) {
 			return nil
 		}
 	}
+	context := t.TempDir()
+	for name, text := range map[string]string{
+		"Dockerfile": "FROM box\nCOPY file /file\nRUN --mount=type=bind,target=/bound cat /bound/file /data/from-image > /copy\n", "file": "of the context\n",
+	} {
+		if err := os.WriteFile(filepath.Join(context, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	stories := []story{{
+		name: "build", args: []string{"build", "-q", "-t", "victim", context}, holds: has("victim"), only: buildSteps,
+		after: func(w *walker) {
+			removeImage(w)
+			w.onggi("builder", "prune", "-f", "-a")
+			w.onggi("build", "history", "rm", "--all")
+			w.onggi("system", "prune", "--trash", "--force")
+		},
+	}, {
 		name: "run --rm", after: removeContainers,
 		args: []string{"run", "--rm", "--name", "victim", "-p", "127.0.0.1:18080:80", "--memory", "64m", "-v", "kept:/kept", "-v", "/data", "box", "true"},
 	}, {

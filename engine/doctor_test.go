@@ -259,7 +259,7 @@ func TestDoctorState(t *testing.T) {
 			}
 			c.Args = []string{"sh", "monitor", "--config", h.runDir(gone) + "/monitor.json"}
 			script := filepath.Join(t.TempDir(), "monitor")
-			write(script, "sleep 1000\n")
+			write(script, "mkfifo wait; read x <wait\n") // no child that would outlive it
 			c.Dir = filepath.Dir(script)
 			if err := c.Start(); err != nil {
 				t.Fatal(err)

@@ -20,6 +20,7 @@ type Chain struct {
 	Rules               int
 }
 
+// String is the chain as nft(8) takes it: family, table, name.
 func (c Chain) String() string { return c.Family + " " + c.Table + " " + c.Name }
 
 // Health is the state of what all networks stand on.

@@ -252,7 +252,7 @@ func TestUsage(t *testing.T) {
 		{"exec -it c sh", 125, []string{"not a TTY", "leave -t out"}},
 		{"exec -d -i c sh", 125, []string{"--detach"}},
 		{"run -it img", 125, []string{"not a TTY"}},
-		{"inspect --type volume x", 125, []string{"--type=volume", "container or image"}},
+		{"inspect --type secret x", 125, []string{"--type=secret", "container, image, volume or network"}},
 		{"ps --format {{.ID", 125, []string{"--format", "not a Go template"}},
 		{"ps --format=", 125, []string{"--format"}},
 		{"import http://example.com/x.tar", 1, []string{"curl"}},

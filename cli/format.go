@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"text/template"
+	"unicode"
 
 	"github.com/onggi/onggi/errdefs"
 )
@@ -22,7 +23,7 @@ type format struct {
 	tmpl  *template.Template
 }
 
-// newFormat reads --format. Templates have docker's functions: json, join, lower, upper, split, println, truncate.
+// newFormat reads --format. Templates have docker's functions: json, join, lower, upper, title, split, pad, truncate, and Go's own: println, index, ...
 func newFormat(s string, given bool) (format, error) {
 	switch {
 	case given && strings.TrimSpace(s) == "":
@@ -39,6 +40,12 @@ func newFormat(s string, given bool) (format, error) {
 			b, err := marshal(v, "")
 			return strings.TrimSuffix(string(b), "\n"), err
 		},
+		"title": titled, "pad": func(s string, before, after int) string {
+			if s == "" {
+				return s
+			}
+			return strings.Repeat(" ", clamp(before)) + s + strings.Repeat(" ", clamp(after))
+		},
 		"join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper, "split": strings.Split,
 		"truncate": func(s string, n int) string {
 			if r := []rune(s); n >= 0 && len(r) > n {
@@ -51,6 +58,22 @@ func newFormat(s string, given bool) (format, error) {
 		return format{}, reading("--format", s, &errdefs.Error{Why: "it is not a Go template", Fix: "use table, json, or a template such as '{{.ID}}'", Err: err})
 	}
 	return format{table: table, tmpl: t}, nil
+}
+
+// clamp bounds what a template asks for.
+func clamp(n int) int { return min(max(n, 0), 1024) }
+
+// titled begins every word with a capital letter.
+func titled(s string) string {
+	before := ' '
+	return strings.Map(func(r rune) rune {
+		was := before
+		before = r
+		if !unicode.IsLetter(was) && !unicode.IsDigit(was) && was != '_' && was != '\'' {
+			return unicode.ToTitle(r)
+		}
+		return r
+	}, s)
 }
 
 // marshal is JSON as docker prints it: no HTML escapes, a line break at the end.
@@ -149,6 +172,9 @@ func headers[T any]() headerRow {
 	h := make(headerRow)
 	t := reflect.TypeFor[T]()
 	for i := range t.NumField() {
+		if !t.Field(i).IsExported() {
+			continue
+		}
 		name := t.Field(i).Name
 		var b strings.Builder
 		for j, c := range name {

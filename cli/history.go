@@ -111,6 +111,17 @@ func buildImageInspect(a *app, c *cobra.Command) {
 	c.Args = takes(1, -1, "the names or ids of images")
 }
 
+func buildContainerInspect(a *app, c *cobra.Command) {
+	buildInspect(a, c)
+	c.Use = "inspect [FLAGS] CONTAINER [CONTAINER...]"
+	c.Long = `Print all that is known about containers, as a JSON array with docker's fields, or by a Go template.`
+	c.Example = `  onggi container inspect web
+  onggi container inspect -f '{{.State.Status}}' web`
+	_ = c.Flags().Set("type", "container")
+	c.Flags().Lookup("type").Hidden = true
+	c.Args = takes(1, -1, "the names or ids of containers")
+}
+
 func buildSearch(a *app, c *cobra.Command) {
 	c.Use = "search TERM"
 	c.Long = `Refused, with the place to search at: registries have no search in their API (OCI distribution-spec 1.1); what docker search

@@ -29,19 +29,31 @@ type imageRow struct {
 	created time.Time
 }
 
+func (imageRow) headers() map[string]string {
+	return map[string]string{"ID": "IMAGE ID", "CreatedSince": "CREATED"}
+}
+
 func buildImages(a *app, c *cobra.Command) {
 	var (
-		quiet, noTrunc, digests bool
-		format                  string
+		all, quiet, noTrunc, digests bool
+		format                       string
+		filters                      []string
 	)
 	c.Use = "images [FLAGS] [REPOSITORY[:TAG]]"
 	c.Long = `List the images that are here, newest first, or those of one repository. SIZE is that of the unpacked layers; a layer that
-several images share is on disk once.`
+several images share is on disk once.
+
+--filter has docker's conditions: before=IMAGE, since=IMAGE, until=TIME (made before or after), dangling=true|false (without a
+name), label=KEY[=VALUE], reference=PATTERN (a name with * and ?).`
 	c.Example = `  onggi images
   onggi images debian
   onggi images -q --no-trunc
+  onggi images --filter dangling=true
+  onggi images --filter 'reference=app*:1.*'
   onggi images --format '{{.Repository}}:{{.Tag}} {{.Size}}'`
 	f := c.Flags()
+	f.BoolVarP(&all, "all", "a", false, "all images: there are no others, for the steps of a build are none")
+	f.StringArrayVarP(&filters, "filter", "f", nil, "only those for which `condition` holds: KEY=VALUE")
 	f.BoolVarP(&quiet, "quiet", "q", false, "print ids only")
 	f.BoolVar(&noTrunc, "no-trunc", false, "print whole ids")
 	f.BoolVar(&digests, "digests", false, "print digests too")
@@ -56,11 +68,12 @@ several images share is on disk once.`
 		if err != nil {
 			return err
 		}
-		store, err := e.Images()
+		chosen, err := readFilters(filters)
 		if err != nil {
 			return err
 		}
-		list, err := store.List()
+		now := time.Now()
+		list, err := e.ListImages(chosen, func(s string) (time.Time, error) { return parseTime(s, now) })
 		if err != nil {
 			return err
 		}

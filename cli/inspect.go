@@ -21,68 +21,40 @@ import (
 )
 
 func buildInspect(a *app, c *cobra.Command) {
-	var format, kind string
+	var (
+		format, kind string
+		size         bool
+	)
 	c.Use = "inspect [FLAGS] NAME|ID [NAME|ID...]"
-	c.Long = `Print all that is known about containers or images, as a JSON array with docker's fields, or by a Go template. A name
-that is both means the container, unless --type says otherwise.`
+	c.Long = `Print all that is known about containers, images, networks and volumes, as a JSON array with docker's fields, or by a Go
+template. A name of several means the first of them in this order, unless --type says otherwise.`
 	c.Example = `  onggi inspect web
   onggi inspect -f '{{.State.Status}} {{.State.ExitCode}}' web
   onggi inspect -f '{{.NetworkSettings.IPAddress}}' web
   onggi inspect -f '{{json .Config.Env}}' debian:12`
 	c.Flags().StringVarP(&format, "format", "f", "", "print as `format`: json, or a Go template such as '{{.Id}}'")
-	c.Flags().StringVar(&kind, "type", "", "look for `kind`: container or image")
+	c.Flags().BoolVarP(&size, "size", "s", false, "also measure what containers' files take (SizeRw, SizeRootFs)")
+	c.Flags().StringVar(&kind, "type", "", "look for `kind`: container, image, volume or network")
 	c.Args = takes(1, -1, "the names or ids of containers or images")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		out, err := newFormat(format, c.Flags().Changed("format"))
 		if err != nil {
 			return err
 		}
-		if kind != "" && kind != "container" && kind != "image" {
-			return reading("--type", kind, &errdefs.Error{Why: "there is no such kind of object", Fix: "use container or image"})
+		if !slices.Contains([]string{"", "container", "image", "volume", "network"}, kind) {
+			return reading("--type", kind, &errdefs.Error{Why: "there is no such kind of object", Fix: "use container, image, volume or network"})
 		}
-		found := []any{}
-		var last error
-		for _, name := range args {
-			v, err := a.inspect(name, kind)
-			if err != nil {
-				if last != nil {
-					a.report(last)
-				}
-				last = err
-				continue
-			}
-			found = append(found, v)
-		}
-		if out.tmpl != nil {
-			for _, v := range found {
-				s, err := out.execute(v)
-				if err != nil {
-					return err
-				}
-				if err := a.print(s); err != nil {
-					return err
-				}
-			}
-			return last
-		}
-		b, err := marshal(found, "    ")
-		if err != nil {
-			return err
-		}
-		if err := a.print(string(b)); err != nil {
-			return err
-		}
-		return last
+		return inspectEach(a, out, args, func(name string) (any, error) { return a.inspect(name, kind, size) })
 	}
 }
 
-// inspect finds one object of a kind, or of either.
-func (a *app) inspect(name, kind string) (any, error) {
+// inspect finds one object of a kind, or of any.
+func (a *app) inspect(name, kind string, size bool) (any, error) {
 	e, err := a.open()
 	if err != nil {
 		return nil, err
 	}
-	if kind != "image" {
+	if kind == "" || kind == "container" {
 		k, err := e.Get(name)
 		if err == nil {
 			var img *image.Image
@@ -97,26 +69,53 @@ func (a *app) inspect(name, kind string) (any, error) {
 					}
 				}
 			}
+			if size {
+				s, err := e.Size(k)
+				if err != nil {
+					return nil, err
+				}
+				j.SizeRw, j.SizeRootFs = &s.Layer, &s.Total
+			}
 			return j, nil
 		}
 		if kind == "container" || !errdefs.Is(err, errdefs.NotFound) {
 			return nil, err
 		}
 	}
-	store, err := e.Images()
-	if err != nil {
-		return nil, err
+	if kind == "" || kind == "image" {
+		store, err := e.Images()
+		if err != nil {
+			return nil, err
+		}
+		img, err := store.Get(name)
+		if err == nil {
+			return inspectImage(img), nil
+		}
+		if kind == "image" || !errdefs.Is(err, errdefs.NotFound) && !errdefs.Is(err, errdefs.InvalidArgument) {
+			return nil, err
+		}
 	}
-	img, err := store.Get(name)
-	if err == nil {
-		return inspectImage(img), nil
+	if kind == "" || kind == "network" {
+		n, err := e.GetNetwork(name)
+		if err == nil {
+			return inspectOneNetwork(n), nil
+		}
+		if kind == "network" {
+			return nil, err
+		}
 	}
-	if kind == "image" || !errdefs.Is(err, errdefs.NotFound) && !errdefs.Is(err, errdefs.InvalidArgument) {
-		return nil, err
+	if kind == "" || kind == "volume" {
+		v, err := e.GetVolume(name)
+		if err == nil {
+			return inspectVolume(v), nil
+		}
+		if kind == "volume" {
+			return nil, err
+		}
 	}
 	return nil, &errdefs.Error{
-		Op: "inspect", What: name, Kind: errdefs.NotFound, Why: "there is neither a container nor an image of this name",
-		Fix: "list them: onggi ps -a, onggi images",
+		Op: "inspect", What: name, Kind: errdefs.NotFound, Why: "there is neither a container nor an image of this name, nor a network or volume",
+		Fix: "list them: onggi ps -a, onggi images, onggi network ls, onggi volume ls",
 	}
 }
 
@@ -139,6 +138,8 @@ type containerJSON struct {
 	Mounts          []mountJSON
 	Config          configJSON
 	NetworkSettings networkJSON
+	SizeRw          *int64   `json:",omitempty"` // with --size
+	SizeRootFs      *int64   `json:",omitempty"`
 	Warnings        []string `json:",omitempty"`
 }
 

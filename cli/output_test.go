@@ -209,7 +209,7 @@ func TestTemplates(t *testing.T) {
 			t.Errorf("%s = %q, %v; want %q", text, got, err, want)
 		}
 	}
-	if h := headers[containerRow](); h["RunningFor"] != "RUNNING FOR" || h["ID"] != "ID" || h["CreatedAt"] != "CREATED AT" {
+	if h := headers[containerRow](); h["RunningFor"] != "CREATED" || h["ID"] != "CONTAINER ID" || h["CreatedAt"] != "CREATED AT" {
 		t.Errorf("headers %v", h)
 	}
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,36 +18,68 @@ import (
 
 // containerRow is a line of `ps`. Its fields are those of docker's format.
 type containerRow struct {
-	Command    string
-	CreatedAt  string
-	ID         string
-	Image      string
-	Labels     string
-	Mounts     string
-	Names      string
-	Networks   string
-	Ports      string
-	RunningFor string
-	State      string
-	Status     string
+	Command      string
+	CreatedAt    string
+	Health       string
+	ID           string
+	Image        string
+	Labels       string
+	LocalVolumes string
+	Mounts       string
+	Names        string
+	Networks     string
+	Platform     string
+	Ports        string
+	RunningFor   string
+	Size         string
+	State        string
+	Status       string
+
+	labels map[string]string
+}
+
+// Label is {{.Label "KEY"}}.
+func (r containerRow) Label(key string) string { return r.labels[key] }
+
+func (containerRow) headers() map[string]string {
+	return map[string]string{"ID": "CONTAINER ID", "RunningFor": "CREATED"}
 }
 
 func buildPs(a *app, c *cobra.Command) {
 	var (
-		all, quiet, noTrunc bool
-		format              string
+		all, quiet, noTrunc, size, latest bool
+		format, last                      string
+		filters                           []string
 	)
 	c.Use = "ps [FLAGS]"
-	c.Long = `List the containers that run, newest first; with -a also those that are created or have ended.`
+	c.Long = `List the containers that run, newest first; with -a also those that are created or have ended.
+
+--filter has docker's conditions. Several of one kind are alternatives, but all labels must be there:
+  ancestor=IMAGE        made from the image, or from one that stands on it
+  before=, since=CONTAINER   made before or after that one
+  exited=CODE           ended with the code
+  expose=, publish=PORT[-PORT][/PROTOCOL]
+  health=starting|healthy|unhealthy|none
+  id=, name=PATTERN     a part of it, or a regular expression
+  label=KEY[=VALUE]
+  network=NAME|ID       connected to it
+  status=created|restarting|running|removing|paused|exited|dead
+  volume=NAME|PATH      mounted, by its name, its source or its place`
 	c.Example = `  onggi ps
   onggi ps -a --no-trunc
   onggi ps -aq                                  ids, for other commands
+  onggi ps --filter status=exited --filter label=stage=live
+  onggi ps -l --size
   onggi ps --format 'table {{.Names}}\t{{.Status}}\t{{.Ports}}'
   onggi ps -a --format json | jq -r .Names`
 	f := c.Flags()
 	f.BoolVarP(&all, "all", "a", false, "list containers that do not run, too")
 	f.BoolVarP(&quiet, "quiet", "q", false, "print ids only")
 	f.BoolVar(&noTrunc, "no-trunc", false, "print whole ids and commands")
+	f.StringArrayVarP(&filters, "filter", "f", nil, "only those for which `condition` holds: KEY=VALUE")
+	f.StringVarP(&last, "last", "n", "", "the `number` of containers made last, whatever their state; -1 is all that run")
+	f.BoolVarP(&latest, "latest", "l", false, "the container made last, whatever its state")
+	f.BoolVarP(&size, "size", "s", false, "print what their files take")
 	f.StringVar(&format, "format", "", formatUsage)
 	c.Args = takes(0, 0, "no arguments")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -58,7 +91,21 @@ func buildPs(a *app, c *cobra.Command) {
 		if err != nil {
 			return err
 		}
-		list, err := e.List(all)
+		o := engine.ListOptions{All: all}
+		if o.Filters, err = readFilters(filters); err != nil {
+			return err
+		}
+		if c.Flags().Changed("last") {
+			n, err := parseInt(last, -1, 1<<31-1)
+			if err != nil {
+				return reading("--last", last, err)
+			}
+			o.Last = int(max(n, 0))
+		}
+		if latest {
+			o.Last = 1
+		}
+		list, err := e.ListWhere(o)
 		if err != nil {
 			return err
 		}
@@ -66,6 +113,13 @@ func buildPs(a *app, c *cobra.Command) {
 		rows := make([]containerRow, len(list))
 		for i, k := range list {
 			rows[i] = newContainerRow(k, now, noTrunc)
+			if size || strings.Contains(format, ".Size") {
+				s, err := e.Size(k)
+				if err != nil {
+					return err
+				}
+				rows[i].Size = fmt.Sprintf("%s (virtual %s)", humanSize(s.Layer, 3), humanSize(s.Total, 3))
+			}
 		}
 		if quiet {
 			var b strings.Builder
@@ -74,7 +128,7 @@ func buildPs(a *app, c *cobra.Command) {
 			}
 			return a.print(b.String())
 		}
-		return writeRows(a, out, rows, []column[containerRow]{
+		columns := []column[containerRow]{
 			{"CONTAINER ID", func(r containerRow) string { return r.ID }},
 			{"IMAGE", func(r containerRow) string { return r.Image }},
 			{"COMMAND", func(r containerRow) string { return r.Command }},
@@ -82,8 +136,25 @@ func buildPs(a *app, c *cobra.Command) {
 			{"STATUS", func(r containerRow) string { return r.Status }},
 			{"PORTS", func(r containerRow) string { return r.Ports }},
 			{"NAMES", func(r containerRow) string { return r.Names }},
-		})
+		}
+		if size {
+			columns = append(columns, column[containerRow]{"SIZE", func(r containerRow) string { return r.Size }})
+		}
+		return writeRows(a, out, rows, columns)
 	}
+}
+
+// readFilters reads --filter KEY=VALUE.
+func readFilters(list []string) (engine.Filters, error) {
+	f := engine.Filters{}
+	for _, s := range list {
+		key, value, ok := strings.Cut(s, "=")
+		if key = strings.ToLower(strings.TrimSpace(key)); !ok || key == "" || value == "" {
+			return nil, reading("--filter", s, errorText("it is not KEY=VALUE"))
+		}
+		f[key] = append(f[key], strings.TrimSpace(value))
+	}
+	return f, nil
 }
 
 func newContainerRow(k *engine.Container, now time.Time, noTrunc bool) containerRow {
@@ -95,9 +166,13 @@ func newContainerRow(k *engine.Container, now time.Time, noTrunc bool) container
 	r := containerRow{
 		Command: `"` + command + `"`, CreatedAt: k.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"), ID: id, Image: k.Config.Image,
 		Mounts: strings.Join(mounts, ","), Names: k.Config.Name, Networks: networkNames(k), RunningFor: ago(k.Created, now),
-		State: string(k.State()), Status: statusText(k, now),
+		State: string(k.State()), Status: statusText(k, now), labels: k.Labels(), Size: "0B", LocalVolumes: strconv.Itoa(len(k.Volumes)),
+		Health: k.HealthText(), Platform: "linux/" + runtime.GOARCH,
 	}
-	for key, value := range k.Config.Labels {
+	if p := k.Config.Platform; p != nil {
+		r.Platform = p.OS + "/" + p.Architecture
+	}
+	for key, value := range r.labels {
 		r.Labels += "," + key + "=" + value
 	}
 	labels := strings.Split(strings.TrimPrefix(r.Labels, ","), ",")

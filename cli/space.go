@@ -28,9 +28,19 @@ func systemCommands() []command {
 }
 
 func containerCommands() []command {
-	return []command{
+	list := []command{
+		{"ls", "List containers (as onggi ps)", groupLook, buildPs},
 		{"prune", "Remove containers that do not run", groupRun, buildContainerPrune},
+		{"inspect", "Print all that is known about containers", groupLook, buildContainerInspect},
 	}
+	for _, c := range commands() { // all that concern one container are also below
+		switch {
+		case c.name == "ps" || c.name == "inspect" || c.name == "container" || c.name == "events":
+		case c.group == groupRun || c.group == groupLook || c.name == "commit":
+			list = append(list, c)
+		}
+	}
+	return list
 }
 
 func imageCommands() []command {
@@ -52,23 +62,7 @@ func imageCommands() []command {
 		{"inspect", "Print all that is known about images", groupImages, buildImageInspect},
 		{"referrers", "List what refers to an image: signatures, SBOMs", groupImages, buildReferrers},
 		{"verify", "Check an image's signature in its registry", groupImages, buildVerify},
-		{"ls", "List images", groupImages, renamed(buildImages, "images", "ls")},
-		{"pull", "Bring an image in from a registry", groupImages, buildPull},
-		{"push", "Bring an image into a registry", groupImages, buildPush},
-		{"tag", "Give an image another name", groupImages, buildTag},
-		{"rm", "Remove images", groupImages, renamed(buildRmi, "rmi", "rm")},
-		{"history", "Show how an image came to be", groupImages, buildHistory},
-		{"save", "Write images as an archive", groupImages, buildSave},
-		{"load", "Bring in the images of an archive", groupImages, buildLoad},
-		{"import", "Make an image from a root file system's tar archive", groupImages, buildImport},
-	}
-}
-
-// renamed is a command that has another name in a group, as docker has it.
-func renamed(build func(*app, *cobra.Command), from, to string) func(*app, *cobra.Command) {
-	return func(a *app, c *cobra.Command) {
-		build(a, c)
-		c.Use = to + strings.TrimPrefix(c.Use, from)
+		{"build", "Make an image from a Dockerfile", groupImages, buildBuild},
 	}
 }
 

@@ -71,14 +71,17 @@ type Container struct {
 	Healthcheck *image.Health        `json:"healthcheck,omitempty"`
 	Health      *monitor.HealthState `json:"-"`
 	// RestartCount is how often the restart policy has started it since the user has.
-	RestartCount int                 `json:"restartCount,omitempty"`
-	Created      time.Time           `json:"created"`
-	Status       Status              `json:"status"`
-	Paused       bool                `json:"paused,omitempty"` // it runs, and stands still
-	Pid          int                 `json:"pid,omitempty"`
-	StartedAt    time.Time           `json:"startedAt,omitzero"`
-	Exit         *monitor.Exit       `json:"exit,omitempty"`
-	Network      *network.Attachment `json:"network,omitempty"`
+	RestartCount int       `json:"restartCount,omitempty"`
+	Created      time.Time `json:"created"`
+	Status       Status    `json:"status"`
+	// ImageLabels are those of the image; Labels has them with the container\'s own.
+	ImageLabels map[string]string `json:"-"`
+
+	Paused    bool                `json:"paused,omitempty"` // it runs, and stands still
+	Pid       int                 `json:"pid,omitempty"`
+	StartedAt time.Time           `json:"startedAt,omitzero"`
+	Exit      *monitor.Exit       `json:"exit,omitempty"`
+	Network   *network.Attachment `json:"network,omitempty"`
 	// Command is the effective command line (entrypoint and arguments).
 	Command  []string          `json:"command,omitempty"`
 	Warnings []string          `json:"warnings,omitempty"`

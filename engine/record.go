@@ -444,7 +444,7 @@ func readAll(f *os.File, what string, limit int64) ([]byte, error) {
 
 // effective turns the recorded status into what is true now.
 func (e *Engine) effective(r *record) {
-	r.Paused = false
+	r.Paused, r.ImageLabels = false, r.Image.Labels
 	if r.Status == Restarting && !exists(e.restsPath(r.ID)) {
 		r.Status, r.Interrupted = Exited, true // a reboot has taken the file
 	}

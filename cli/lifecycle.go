@@ -2,8 +2,11 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"strconv"
+	"strings"
 
+	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/spec"
 	"github.com/spf13/cobra"
@@ -60,18 +63,26 @@ handler for, except SIGKILL and SIGSTOP.`
 }
 
 func buildWait(a *app, c *cobra.Command) {
-	c.Use = "wait CONTAINER [CONTAINER...]"
-	c.Long = `Wait until containers do not run, and print their exit codes, one a line. A container's log is complete by then.`
+	var condition string
+	c.Use = "wait [FLAGS] CONTAINER [CONTAINER...]"
+	c.Long = `Wait until containers do not run, or another condition holds, and print their exit codes, one a line. A container's log is
+complete by then. Conditions: not-running, next-exit (of a run that goes on or begins later), removed, and the states created,
+running, paused, exited and stopped.`
 	c.Example = `  onggi wait job
-  test $(onggi wait job) = 0 && echo good`
+  test $(onggi wait job) = 0 && echo good
+  onggi wait --condition removed job`
+	c.Flags().StringVar(&condition, "condition", "not-running", "wait for `condition`")
 	c.Args = takes(1, -1, "the names or ids of containers")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if !slices.Contains(engine.WaitConditions(), condition) {
+			return reading("--condition", condition, &errdefs.Error{Why: "there is no such condition", Fix: "use one of: " + strings.Join(engine.WaitConditions(), ", ")})
+		}
 		return a.each(c, args, func(ctx context.Context, name string) (string, error) {
 			e, err := a.open()
 			if err != nil {
 				return "", err
 			}
-			x, err := e.Wait(ctx, name)
+			x, err := e.WaitFor(ctx, name, condition)
 			if err != nil {
 				return "", err
 			}
@@ -90,6 +101,7 @@ volumes stay.`
   onggi rm -fv $(onggi ps -aq)                  all containers, and their anonymous volumes`
 	c.Flags().BoolVarP(&force, "force", "f", false, "kill it if it runs; one that does not exist is no error")
 	c.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove its anonymous volumes too")
+	refuse(c.Flags(), []refusal{{"link", "there are no links to remove: --link is a name in the network", "disconnect it: onggi network disconnect NETWORK CONTAINER"}})
 	c.Args = takes(1, -1, "the names or ids of containers")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.each(c, args, func(ctx context.Context, name string) (string, error) {

@@ -18,6 +18,7 @@ import (
 func systemCommands() []command {
 	return []command{
 		{"events", "Print what has happened, and what happens (as onggi events)", groupHost, buildEvents},
+		{"info", "Describe this host and its store (as onggi info)", groupHost, buildInfo},
 		{"df", "Show what takes how much of the disk", groupHost, buildDf},
 		{"prune", "Remove what is not used", groupHost, buildSystemPrune},
 		{"check", "Read everything that is stored, name what is broken, repair it", groupHost, buildCheck},

@@ -25,7 +25,10 @@ func TestListWhere(t *testing.T) {
 		}
 		return k.ID
 	}
-	first := make("web-one", func(c *Config) { c.Labels = map[string]string{"stage": "live", "a": "1"}; c.Expose = []string{"80", "7000-7002/udp"} })
+	first := make("web-one", func(c *Config) {
+		c.Labels = map[string]string{"stage": "live", "a": "1"}
+		c.Expose = []string{"80", "7000-7002/udp"}
+	})
 	make("web-two", func(c *Config) {
 		c.Image, c.Labels, c.Network, c.Ports = "plain", map[string]string{"stage": "test"}, "bridge", []network.Port{{ContainerPort: 443, Protocol: "tcp"}}
 	})

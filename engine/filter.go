@@ -347,7 +347,12 @@ func matchReference(pattern string, n reference.Reference) bool {
 }
 
 // HealthText is the container's health in docker's words; "none" without a health check.
-func (c *Container) HealthText() string { return "none" }
+func (c *Container) HealthText() string {
+	if c.Health == nil || c.Health.Status == "" {
+		return "none"
+	}
+	return c.Health.Status
+}
 
 // Labels are the container's labels and those of its image.
 func (c *Container) Labels() map[string]string {

@@ -257,3 +257,28 @@ func (g *Group) Pressure() *Pressures {
 	}
 	return p
 }
+
+// CPUUsage is Stats.CPUUsage alone: one file.
+func (g *Group) CPUUsage() (uint64, error) {
+	if g.l.V2 {
+		d, err := g.member()
+		if err != nil {
+			return 0, err
+		}
+		t, err := readAt(d.fd, "cpu.stat")
+		if err != nil {
+			return 0, &errdefs.Error{Op: "read", What: d.path + "/cpu.stat", Err: err}
+		}
+		n, _ := field(t, "usage_usec")
+		return n * 1000, nil
+	}
+	d, err := g.controller("cpuacct")
+	if err != nil {
+		return 0, nil // nothing is counted
+	}
+	n, err := readUint(d.fd, "cpuacct.usage")
+	if err != nil {
+		return 0, &errdefs.Error{Op: "read", What: d.path + "/cpuacct.usage", Err: err}
+	}
+	return n, nil
+}

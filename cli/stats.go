@@ -80,20 +80,35 @@ the processes waited for it (cgroup v2 only).
 		}
 		ctx, cancel := a.context(c.Context())
 		defer cancel()
-		before := map[string]*engine.Sample{}
-		screen := term.IsTerminal(int(a.out.Fd())) && !noStream && (out.table || !out.json)
-		rounds := 0
-		err = e.Watch(ctx, args, all, every, func(list []*engine.Sample) error {
+		rowsOf := func(list []*engine.Sample, before map[string]*engine.Sample) []statsRow {
 			rows := make([]statsRow, len(list))
-			now := make(map[string]*engine.Sample, len(list))
 			for i, s := range list {
 				rows[i] = newStatsRow(s, before[s.ID], noTrunc)
 				if i < len(args) {
 					rows[i].Container = args[i]
 				}
-				now[s.ID] = s
 			}
-			before = now
+			return rows
+		}
+		before := map[string]*engine.Sample{}
+		if noStream {
+			first, list, err := e.SampleOver(ctx, args, all, every)
+			if err != nil {
+				return err
+			}
+			for _, s := range first {
+				before[s.ID] = s
+			}
+			return writeRows(a, out, rowsOf(list, before), statsColumns())
+		}
+		screen := term.IsTerminal(int(a.out.Fd())) && !out.json
+		rounds := 0
+		err = e.Watch(ctx, args, all, every, func(list []*engine.Sample) error {
+			rows := rowsOf(list, before)
+			before = make(map[string]*engine.Sample, len(list))
+			for _, s := range list {
+				before[s.ID] = s
+			}
 			if rounds++; rounds == 1 {
 				return nil // there is nothing to compare it with yet
 			}
@@ -102,23 +117,14 @@ the processes waited for it (cgroup v2 only).
 					return err
 				}
 			}
-			if err := writeRows(a, out, rows, statsColumns()); err != nil {
-				return err
-			}
-			if noStream {
-				return errDone
-			}
-			return nil
+			return writeRows(a, out, rows, statsColumns())
 		})
-		if err == errDone || errdefs.Is(err, errdefs.Canceled) && a.caught != 0 && !noStream {
+		if errdefs.Is(err, errdefs.Canceled) && a.caught != 0 {
 			return nil // Ctrl-C is how watching ends
 		}
 		return err
 	}
 }
-
-// errDone ends a stream that has no more to say.
-const errDone = errorText("done")
 
 func statsColumns() []column[statsRow] {
 	return []column[statsRow]{

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/onggi/onggi/cgroup"
@@ -62,68 +63,144 @@ func (s *Sample) MemoryPercent() float64 {
 // first. A named one that does not exist is an error of kind NotFound; one that ends meanwhile is not Running. No lock is
 // taken.
 func (e *Engine) Sample(ctx context.Context, names []string, all bool) ([]*Sample, error) {
-	var records []*record
+	m, err := e.meters(names, all)
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	return m.read(ctx)
+}
+
+// SampleOver is Sample, after a first look at the processors and a window of time: the samples before hold what
+// Sample.CPUPercent asks for, and no more.
+func (e *Engine) SampleOver(ctx context.Context, names []string, all bool, window time.Duration) (before, after []*Sample, err error) {
+	m, err := e.meters(names, all)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer m.close()
+	end := time.NewTimer(window)
+	defer end.Stop()
+	if before, err = m.look(ctx); err != nil {
+		return nil, nil, err
+	}
+	select {
+	case <-end.C:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	after, err = m.read(ctx)
+	return before, after, err
+}
+
+// meters are the open control groups of containers; nil for one that does not run.
+type meters struct {
+	records []*record
+	groups  []*cgroup.Group
+	memory  uint64 // of the host, bytes
+}
+
+func (e *Engine) meters(names []string, all bool) (_ *meters, err error) {
+	m := &meters{}
 	if len(names) > 0 {
 		for _, n := range names {
 			r, err := e.get(n)
 			if err != nil {
 				return nil, err
 			}
-			records = append(records, r)
+			m.records = append(m.records, r)
 		}
-	} else {
-		list, err := e.recordsWhere(func(r *record) bool { return r.Config.Build == "" && (all || r.Status == Running) })
-		if err != nil {
-			return nil, err
-		}
-		records = list
+	} else if m.records, err = e.recordsWhere(func(r *record) bool { return r.Config.Build == "" && (all || r.Status == Running) }); err != nil {
+		return nil, err
 	}
 	layout, err := cgroup.Detect()
 	if err != nil {
 		return nil, err
 	}
-	memory, err := hostMemory()
-	if err != nil {
+	if m.memory, err = hostMemory(); err != nil {
 		return nil, err
 	}
-	out, errs := make([]*Sample, len(records)), make([]error, len(records))
-	var wg sync.WaitGroup
-	next := make(chan int)
-	for range min(runtime.NumCPU(), len(records), 8) {
-		wg.Go(func() {
-			for i := range next {
-				out[i], errs[i] = records[i].sample(layout, memory)
-			}
-		})
-	}
-	for i := range records {
-		if ctx.Err() != nil {
-			break
+	m.groups = make([]*cgroup.Group, len(m.records))
+	if err := m.each(context.Background(), func(i int) (err error) {
+		if m.records[i].Status != Running {
+			return nil
 		}
-		next <- i
-	}
-	close(next)
-	wg.Wait()
-	if err := ctx.Err(); err != nil {
+		g, err := cgroup.Open(layout, m.records[i].CgroupPath)
+		if errdefs.Is(err, errdefs.NotFound) {
+			return nil // it has ended
+		}
+		m.groups[i] = g
+		return err
+	}); err != nil {
+		m.close()
 		return nil, err
 	}
-	return out, errors.Join(errs...)
+	return m, nil
 }
 
-// sample reads what one container uses.
-func (r *record) sample(layout *cgroup.Layout, memory uint64) (*Sample, error) {
+func (m *meters) close() {
+	for _, g := range m.groups {
+		if g != nil {
+			_ = g.Close()
+		}
+	}
+}
+
+// each calls f for every container, on several processors.
+func (m *meters) each(ctx context.Context, f func(i int) error) error {
+	errs := make([]error, len(m.records))
+	var next atomic.Int64
+	work := func() {
+		for ctx.Err() == nil {
+			i := int(next.Add(1)) - 1
+			if i >= len(errs) {
+				return
+			}
+			errs[i] = f(i)
+		}
+	}
+	var others sync.WaitGroup
+	for range min(runtime.NumCPU(), len(errs), 8) - 1 {
+		others.Go(work)
+	}
+	work()
+	others.Wait()
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// look reads the time of the processors only.
+func (m *meters) look(ctx context.Context) ([]*Sample, error) {
+	out := make([]*Sample, len(m.records))
+	return out, m.each(ctx, func(i int) error {
+		r := m.records[i]
+		s := &Sample{ID: r.ID, Name: r.Config.Name, Read: time.Now()}
+		out[i] = s
+		if m.groups[i] == nil {
+			return nil
+		}
+		n, err := m.groups[i].CPUUsage()
+		if err != nil {
+			return nil // it has ended: the second look will see that
+		}
+		s.Running, s.Started, s.Read, s.CPU = true, r.StartedAt, time.Now(), time.Duration(n)
+		return nil
+	})
+}
+
+func (m *meters) read(ctx context.Context) ([]*Sample, error) {
+	out := make([]*Sample, len(m.records))
+	return out, m.each(ctx, func(i int) (err error) {
+		out[i], err = m.records[i].sample(m.groups[i], m.memory)
+		return err
+	})
+}
+
+// sample reads what one container uses; g is nil when it does not run.
+func (r *record) sample(g *cgroup.Group, memory uint64) (*Sample, error) {
 	s := &Sample{ID: r.ID, Name: r.Config.Name, Read: time.Now()}
-	if r.Status != Running {
+	if g == nil {
 		return s, nil
 	}
-	g, err := cgroup.Open(layout, r.CgroupPath)
-	if errdefs.Is(err, errdefs.NotFound) {
-		return s, nil // it has ended
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer g.Close()
 	c, err := g.Stats()
 	if err != nil {
 		if left, perr := g.Pids(); perr == nil && len(left) == 0 {

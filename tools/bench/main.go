@@ -3,7 +3,7 @@
 // starts it (scripts/bench) in a private mount and network namespace, so that daemons and bridges of the peers touch
 // nothing of the host.
 //
-//	bench [-n N] [-only runtime,exec,engine,phases,hundred,memory,logs,pull,images,build] -bin DIR [-old DIR] -work DIR
+//	bench [-n N] [-only runtime,exec,engine,phases,hundred,many,memory,logs,pull,images,build] -bin DIR [-old DIR] -work DIR
 //
 // With -old another build of ours takes part in every race, as "onggi (old)": a change is judged beside what it
 // changes, in the same minute.
@@ -40,7 +40,7 @@ type bench struct {
 
 func main() {
 	b := &bench{}
-	all := "runtime,exec,engine,phases,hundred,memory,logs,pull,images,build"
+	all := "runtime,exec,engine,phases,hundred,many,memory,logs,pull,images,build"
 	only := flag.String("only", all, "sections")
 	flag.StringVar(&b.bin, "bin", "bin", "where onggi and onggi-runtime are")
 	flag.StringVar(&b.old, "old", "", "where another build of them is, to be raced against")
@@ -59,7 +59,7 @@ func main() {
 		"CONTAINERS_CONF="+b.podmanConf())
 	sections := map[string]func(){
 		"runtime": b.runtime, "exec": b.execs, "engine": b.engine, "phases": b.phases, "hundred": b.hundred,
-		"logs": b.logs, "memory": b.memory, "pull": b.pull, "images": b.images, "build": b.builds,
+		"logs": b.logs, "memory": b.memory, "many": b.many, "pull": b.pull, "images": b.images, "build": b.builds,
 	}
 	for _, s := range strings.Split(*only, ",") {
 		if sections[s] == nil {

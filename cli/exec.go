@@ -37,6 +37,7 @@ itself fails.`
 	f.StringVarP(&x.User, "user", "u", "", "run as `user[:group]`, names or ids")
 	f.StringVarP(&x.Workdir, "workdir", "w", "", "working `directory` inside the container")
 	f.BoolVar(&x.Privileged, "privileged", false, "give the command all capabilities")
+	refuse(f, []refusal{{"detach-keys", "this command becomes the runtime's, which has every key typed to the container's command", "leave it out; ctrl-p reaches the shell at once"}})
 	f.SetInterspersed(false)
 	c.Args = takes(2, -1, "a container, and a command with its arguments")
 	c.RunE = func(c *cobra.Command, args []string) error {

@@ -136,6 +136,8 @@ command is attached to the container's output, waits for its end, and exits with
 	c.Flags().BoolVarP(&attach, "attach", "a", false, "attach stdout and stderr, and send signals on")
 	c.Flags().BoolVarP(&interactive, "interactive", "i", false, "attach stdin (the container was made with -i)")
 	c.Flags().StringVar(&keys, "detach-keys", "", detachKeysUsage+" (default "+defaultDetachKeys+")")
+	const restore = "containers are not restored from checkpoints by the engine; the runtime does: onggi-runtime restore"
+	refuse(c.Flags(), []refusal{{"checkpoint", restore, "leave it out"}, {"checkpoint-dir", restore, "leave it out"}})
 	c.Flags().BoolVar(&timing, "timing", false, "print how long each phase of the start took on stderr")
 	c.Args = takes(1, -1, "the names or ids of containers")
 	c.RunE = func(c *cobra.Command, args []string) error {

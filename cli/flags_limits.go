@@ -258,8 +258,10 @@ func (f *moreFlags) limits(c *spec.Config, given func(string) bool) error {
 		to   *[]spec.DeviceRate
 	}{
 		{"--blkio-weight-device", f.weightDevice, false, &c.BlkioWeightDevice},
-		{"--device-read-bps", f.readBps, true, &c.DeviceReadBps}, {"--device-write-bps", f.writeBps, true, &c.DeviceWriteBps},
-		{"--device-read-iops", f.readIOps, false, &c.DeviceReadIOps}, {"--device-write-iops", f.writeIOps, false, &c.DeviceWriteIOps},
+		{"--device-read-bps", f.readBps, true, &c.DeviceReadBps},
+		{"--device-write-bps", f.writeBps, true, &c.DeviceWriteBps},
+		{"--device-read-iops", f.readIOps, false, &c.DeviceReadIOps},
+		{"--device-write-iops", f.writeIOps, false, &c.DeviceWriteIOps},
 	} {
 		for _, s := range x.list {
 			d, err := parseDeviceRate(s, x.size)

@@ -384,7 +384,9 @@ func inspectHost(k *engine.Container) hostConfigJSON {
 		from []spec.DeviceRate
 		to   *[]rateJSON
 	}{
-		{c.DeviceReadBps, &h.BlkioDeviceReadBps}, {c.DeviceWriteBps, &h.BlkioDeviceWriteBps}, {c.DeviceReadIOps, &h.BlkioDeviceReadIOps},
+		{c.DeviceReadBps, &h.BlkioDeviceReadBps},
+		{c.DeviceWriteBps, &h.BlkioDeviceWriteBps},
+		{c.DeviceReadIOps, &h.BlkioDeviceReadIOps},
 		{c.DeviceWriteIOps, &h.BlkioDeviceWriteIOps},
 	} {
 		for _, d := range x.from {

@@ -93,9 +93,13 @@ func (f *limitFlags) update(given func(string) bool) (u engine.Update, err error
 	}
 	var shares, weight, pids, period, quota, rtPeriod, rtRuntime int64
 	if err := numbers([]numberFlag{
-		{"cpu-shares", f.cpuShares, 0, 262144, &shares}, {"blkio-weight", f.blkioWeight, 10, 1000, &weight}, {"pids-limit", f.pidsLimit, -1, 4194304, &pids},
-		{"cpu-period", f.cpuPeriod, 1000, 1000000, &period}, {"cpu-quota", f.cpuQuota, -1, 1 << 40, &quota},
-		{"cpu-rt-period", f.cpuRtPeriod, 1, 1 << 40, &rtPeriod}, {"cpu-rt-runtime", f.cpuRtRuntime, 0, 1 << 40, &rtRuntime},
+		{"cpu-shares", f.cpuShares, 0, 262144, &shares},
+		{"blkio-weight", f.blkioWeight, 10, 1000, &weight},
+		{"pids-limit", f.pidsLimit, -1, 4194304, &pids},
+		{"cpu-period", f.cpuPeriod, 1000, 1000000, &period},
+		{"cpu-quota", f.cpuQuota, -1, 1 << 40, &quota},
+		{"cpu-rt-period", f.cpuRtPeriod, 1, 1 << 40, &rtPeriod},
+		{"cpu-rt-runtime", f.cpuRtRuntime, 0, 1 << 40, &rtRuntime},
 	}, given); err != nil {
 		return u, err
 	}

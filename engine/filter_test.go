@@ -132,9 +132,15 @@ func TestListImages(t *testing.T) {
 		f    Filters
 		want string
 	}{
-		{nil, "box:latest plain:latest"}, {Filters{"reference": {"b*"}}, "box:latest"}, {Filters{"reference": {"*:latest"}}, "box:latest plain:latest"},
-		{Filters{"reference": {"docker.io/library/pl?in"}}, "plain:latest"}, {Filters{"reference": {"x"}}, ""}, {Filters{"dangling": {"true"}}, ""},
-		{Filters{"dangling": {"false"}}, "box:latest plain:latest"}, {Filters{"label": {"x"}}, ""}, {Filters{"until": {"1h"}}, "box:latest plain:latest"},
+		{nil, "box:latest plain:latest"},
+		{Filters{"reference": {"b*"}}, "box:latest"},
+		{Filters{"reference": {"*:latest"}}, "box:latest plain:latest"},
+		{Filters{"reference": {"docker.io/library/pl?in"}}, "plain:latest"},
+		{Filters{"reference": {"x"}}, ""},
+		{Filters{"dangling": {"true"}}, ""},
+		{Filters{"dangling": {"false"}}, "box:latest plain:latest"},
+		{Filters{"label": {"x"}}, ""},
+		{Filters{"until": {"1h"}}, "box:latest plain:latest"},
 	} {
 		if got := names(c.f); got != c.want {
 			t.Errorf("%v: got %q, want %q", c.f, got, c.want)

@@ -118,9 +118,15 @@ func (u *Update) apply(c *Config) {
 		to   *int64
 		from *int64
 	}{
-		{&c.Memory, u.Memory}, {&c.MemorySwap, u.MemorySwap}, {&c.MemoryReservation, u.MemoryReservation}, {&c.NanoCPUs, u.NanoCPUs},
-		{&c.CPUPeriod, u.CPUPeriod}, {&c.CPUQuota, u.CPUQuota}, {&c.CPURealtimePeriod, u.CPURealtimePeriod},
-		{&c.CPURealtimeRuntime, u.CPURealtimeRuntime}, {&c.PidsLimit, u.PidsLimit},
+		{&c.Memory, u.Memory},
+		{&c.MemorySwap, u.MemorySwap},
+		{&c.MemoryReservation, u.MemoryReservation},
+		{&c.NanoCPUs, u.NanoCPUs},
+		{&c.CPUPeriod, u.CPUPeriod},
+		{&c.CPUQuota, u.CPUQuota},
+		{&c.CPURealtimePeriod, u.CPURealtimePeriod},
+		{&c.CPURealtimeRuntime, u.CPURealtimeRuntime},
+		{&c.PidsLimit, u.PidsLimit},
 	} {
 		if x.from != nil {
 			*x.to = *x.from

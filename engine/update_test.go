@@ -9,15 +9,13 @@ import (
 	"github.com/onggi/onggi/errdefs"
 )
 
-// held reads a limit that is in force, by its v1 and v2 files.
+// inForce reads a limit that is in force, by its v1 and v2 files.
 func (h *house) inForce(id, v1, v2 string) string {
 	h.t.Helper()
-	path := "/sys/fs/cgroup/" + v1
+	controller, file, _ := strings.Cut(v1, "/")
+	path := "/sys/fs/cgroup/" + controller + h.o.CgroupParent + "/" + id + "/" + file
 	if cgroupV2() {
 		path = "/sys/fs/cgroup" + h.o.CgroupParent + "/" + id + "/" + v2
-	} else {
-		controller, file, _ := strings.Cut(v1, "/")
-		path = "/sys/fs/cgroup/" + controller + h.o.CgroupParent + "/" + id + "/" + file
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/onggi/onggi/undo"
 )
 
-// Who starts a container again, without a daemon (doc/decisions/30-who-restarts.md):
+// Who starts a container again, without a daemon (doc/decisions/31-who-restarts.md):
 //
 //	the first process ends -> clean-up (Finish, or `onggi container-cleanup`, or a sweep) decides by the record
 //	  -> RUNROOT/restarts/<id> is made, the record says restarting

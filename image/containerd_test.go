@@ -62,7 +62,8 @@ func TestAsContainerd(t *testing.T) {
 			dir("hidden/", 0o755), tar.Header{Name: "hidden/old", Mode: 0o644}, dir("tree/", 0o755), dir("tree/deep/", 0o700), tar.Header{Name: "tree/deep/f", Mode: 0o600},
 			dir("becomes-a-file/", 0o755), tar.Header{Name: "becomes-a-file/x", Mode: 0o644}, tar.Header{Name: "becomes-a-directory", Mode: 0o644},
 			tar.Header{Name: "set-id", Mode: 0o6755, Uid: 1000, Gid: 1001}, tar.Header{Name: "capable", Mode: 0o755, PAXRecords: map[string]string{
-				"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", "SCHILY.xattr.user.note": "kimchi"}},
+				"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", "SCHILY.xattr.user.note": "kimchi",
+			}},
 			tar.Header{Typeflag: tar.TypeLink, Name: "set-id-too", Linkname: "set-id", Mode: 0o6755, Uid: 1000, Gid: 1001},
 			tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "../../etc/passwd", Mode: 0o777}, tar.Header{Typeflag: tar.TypeSymlink, Name: "absolute", Linkname: "/tree", Mode: 0o777},
 			tar.Header{Typeflag: tar.TypeFifo, Name: "fifo", Mode: 0o622}, tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3},

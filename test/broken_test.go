@@ -146,8 +146,12 @@ func TestBrokenRegistries(t *testing.T) {
 		{"endless config", good, at("config", endless), ""},
 		{"endless blob", good, at("layer", endless), ""},
 		{"endless error", good, at("manifest", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(400); endless(w, r) }), "400"},
-		{"redirect loop", good, at("layer", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect) }), "redirect"},
-		{"redirect to nowhere", good, at("layer", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/x", http.StatusTemporaryRedirect) }), "127.0.0.1:1"},
+		{"redirect loop", good, at("layer", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+		}), "redirect"},
+		{"redirect to nowhere", good, at("layer", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/x", http.StatusTemporaryRedirect)
+		}), "127.0.0.1:1"},
 		{"redirect to a file", good, at("layer", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Location", "file:///etc/shadow")
 			w.WriteHeader(http.StatusTemporaryRedirect)

@@ -151,17 +151,20 @@ func (h *held) killAll() error {
 		return err
 	}
 	g, err := cgroup.Open(layout, r.CgroupPath)
-	if errdefs.Is(err, errdefs.NotFound) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errdefs.Is(err, errdefs.NotFound) {
 		return err
 	}
-	defer g.Close()
-	if err := g.Kill(); err != nil {
-		return err
+	if err == nil {
+		defer g.Close()
+		if err := g.Kill(); err != nil {
+			return err
+		}
+		if err := g.Remove(); err != nil {
+			return err
+		}
 	}
-	return g.Remove()
+	// What a runtime that has failed, or that is not ours, still knows of it: its processes are gone.
+	return os.RemoveAll(h.e.runtimeDir(r.ID))
 }
 
 // Client returns a client of the container's monitor. Conflict when it does not run.

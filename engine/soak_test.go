@@ -60,6 +60,7 @@ func TestManyShortContainers(t *testing.T) {
 		}()
 	}
 	work.Wait()
+	waitFor(t, "the monitors' clean-ups", func() bool { l, err := h.List(true); return err == nil && len(l) == 0 })
 	h.checkNothingLeft()
 	if n > 1000 {
 		return // the journal is bounded

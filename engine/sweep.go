@@ -283,10 +283,6 @@ func (e *Engine) sweepRuntime() error {
 		if err := h.killAll(); err != nil {
 			return err
 		}
-		// Another runtime's state is not for ours to understand; its processes are gone with the control group.
-		if err := os.RemoveAll(e.runtimeDir(id)); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,8 +36,19 @@ type config struct {
 	Bridge  string       `json:"bridge"`
 	Subnet  netip.Prefix `json:"subnet"`
 	ULA     netip.Prefix `json:"ula"` // RFC 4193, used when the host has IPv6
+	// Table is the name of the nftables table, chosen when it was first laid out: another store may have had the one that
+	// goes with Bridge, which is only a plan as long as the store has no default bridge. Empty: not laid out yet.
+	Table string `json:"table,omitempty"`
 	// IPv6 says whether the bridge was last made with an IPv6 address.
 	IPv6 bool `json:"ipv6,omitempty"`
+}
+
+// table is the name of the store's table.
+func (c *config) table() string {
+	if c.Table != "" {
+		return c.Table
+	}
+	return tableName(c.Bridge)
 }
 
 // comment marks our table: nft(8) shows it. Its last part stands for the bridges that the rules are made for: when
@@ -87,6 +99,8 @@ func (c *config) validate() error {
 		return fmt.Errorf("owner %q is not 16 hex digits", c.Owner)
 	case !validInterface(c.Bridge):
 		return fmt.Errorf("bridge %q is not an interface name", c.Bridge)
+	case c.Table != "" && !validInterface(c.Table):
+		return fmt.Errorf("table %q is not a name that we give", c.Table)
 	case !c.ULA.IsValid() || !c.ULA.Addr().Is6() || c.ULA.Bits() != 64:
 		return fmt.Errorf("IPv6 prefix %s is not a /64", c.ULA)
 	}
@@ -406,7 +420,7 @@ func (m *Manager) ensureRules(ctx context.Context, nf *socket, g *ground) error 
 	if err != nil {
 		return err
 	}
-	there, err := nf.hasTable(tableName(c.Bridge), c.comment(nets))
+	there, err := nf.hasTable(c.table(), c.comment(nets))
 	if err != nil {
 		return rulesError(err)
 	}
@@ -415,7 +429,7 @@ func (m *Manager) ensureRules(ctx context.Context, nf *socket, g *ground) error 
 		if err := m.layOut(nf, c, nets); err != nil {
 			return err
 		}
-		if drops, err := nf.foreignForwardDrop(ctx, tableName(c.Bridge)); err == nil && len(drops) > 0 {
+		if drops, err := nf.foreignForwardDrop(ctx, c.table()); err == nil && len(drops) > 0 {
 			g.warnings = append(g.warnings, fmt.Sprintf("the firewall drops forwarded packets by policy (%s), which our "+
 				"own table cannot overrule: containers may not reach other hosts; allow the interface %s there",
 				strings.Join(drops, ", "), g.bridge.name))
@@ -435,10 +449,36 @@ func (m *Manager) layOut(nf *socket, c *config, nets []*Network) error {
 	for _, e := range eps {
 		all = append(all, elementsOf(e)...)
 	}
-	if err := nf.layOut(c, nets, all); err != nil {
-		return rulesError(err)
+	for n := 0; ; n++ { // under a name that no other store has by now: the ruleset may have been flushed
+		name := c.table()
+		if n > 0 {
+			name = "onggi-rules" + strconv.Itoa(n)
+		}
+		comment, err := nf.tableComment(name)
+		if err != nil {
+			return rulesError(err)
+		}
+		fresh := comment == ""
+		if !fresh && comment != "?" && !strings.Contains(comment, "store "+c.Owner) {
+			continue
+		}
+		if name != c.Table {
+			chosen := *c
+			chosen.Table = name
+			if err := m.saveConfig(&chosen); err != nil {
+				return err
+			}
+			*c = chosen
+		}
+		err = nf.layOut(c, nets, all, fresh)
+		if errors.Is(err, unix.EEXIST) && n < 1000 { // just taken by another
+			continue
+		}
+		if err != nil {
+			return rulesError(err)
+		}
+		return nil
 	}
-	return nil
 }
 
 func rulesError(err error) error {

@@ -145,7 +145,7 @@ func (m *Manager) Connect(ctx context.Context, netns *os.File, want Endpoint) (_
 	if len(t.e.Ports) > 0 {
 		list := elementsOf(t.e)
 		if err := s.Do("rules", func() error { return publish(nf, t.ground, t.e.Ports, list) },
-			func() error { return nf.removeElements(tableName(t.ground.store.Bridge), list) }); err != nil {
+			func() error { return nf.removeElements(t.ground.store.table(), list) }); err != nil {
 			return nil, nil, nil, err
 		}
 	}

@@ -62,12 +62,12 @@ func (m *Manager) Examine(ctx context.Context) (*Health, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.Table, err = nf.hasTable(tableName(c.Bridge), c.comment(nets)); err != nil {
+	if h.Table, err = nf.hasTable(c.table(), c.comment(nets)); err != nil {
 		return nil, rulesError(err)
 	}
 	there := map[string]bool{}
 	if h.Table {
-		have, err := nf.dumpElements(ctx, tableName(c.Bridge))
+		have, err := nf.dumpElements(ctx, c.table())
 		if err != nil {
 			return nil, rulesError(err)
 		}
@@ -99,7 +99,7 @@ func (m *Manager) Examine(ctx context.Context) (*Health, error) {
 			h.Bridges = append(h.Bridges, n.Interface)
 		}
 	}
-	if h.Chains, h.Docker, err = nf.foreignChains(ctx, tableName(c.Bridge)); err != nil {
+	if h.Chains, h.Docker, err = nf.foreignChains(ctx, c.table()); err != nil {
 		return nil, rulesError(err)
 	}
 	ids, err := m.names(resolver.ConfigDir)
@@ -220,7 +220,7 @@ func (m *Manager) Reload(ctx context.Context) (repaired, warnings []string, err 
 		}
 		switch {
 		case !before.Table && before.Attached > 0:
-			repaired = append(repaired, "the rules of table "+tableName(c.Bridge))
+			repaired = append(repaired, "the rules of table "+c.table())
 		case len(before.Missing) > 0:
 			repaired = append(repaired, fmt.Sprintf("%d published ports", len(before.Missing)))
 		}

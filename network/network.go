@@ -468,7 +468,7 @@ func (m *Manager) Attach(ctx context.Context, netns *os.File, want Endpoint) (_ 
 			continue
 		}
 		elements := elementsOf(t.e)
-		table := tableName(t.ground.store.Bridge)
+		table := t.ground.store.table()
 		if err := s.Do("rules", func() error { return publish(nf, t.ground, t.e.Ports, elements) },
 			func() error { return nf.removeElements(table, elements) }); err != nil {
 			return nil, err
@@ -546,9 +546,9 @@ func (t *target) plug(rt *socket, netns *os.File) error {
 }
 
 // patiently repeats what fails because a former sandbox's interface is still there: the kernel ends a namespace in its
-// own time. It gives up after two seconds.
+// own time. It gives up after ten seconds.
 func patiently(errno unix.Errno, f func() error) error {
-	for end := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		if err := f(); !errors.Is(err, errno) || time.Now().After(end) {
 			return err
 		}
@@ -653,15 +653,18 @@ func (t *target) configure(within *socket) error {
 			return err
 		}
 	}
-	w := within.start()
-	w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
-	w.address(l.index, t.e.IPv4)
-	if t.e.IPv6.IsValid() {
-		w.address(l.index, t.e.IPv6)
-	}
-	t.routes(w, l.index)
-	_, err = within.do(w)
-	return err
+	// Nor have two interfaces of one parent the same address (ipvlan).
+	return patiently(unix.EADDRINUSE, func() error {
+		w := within.start()
+		w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
+		w.address(l.index, t.e.IPv4)
+		if t.e.IPv6.IsValid() {
+			w.address(l.index, t.e.IPv6)
+		}
+		t.routes(w, l.index)
+		_, err := within.do(w)
+		return err
+	})
 }
 
 // routes adds the way out where it leads here.
@@ -698,7 +701,7 @@ func (g *ground) localnet(ports []Port) {
 // publish opens the ports.
 func publish(nf *socket, g *ground, ports []Port, list []element) error {
 	g.localnet(ports)
-	if err := nf.addElements(tableName(g.store.Bridge), list); err != nil {
+	if err := nf.addElements(g.store.table(), list); err != nil {
 		return rulesError(err)
 	}
 	// Packets that came before belong to connections without our rewriting; for UDP such a "connection" lives as long
@@ -784,7 +787,7 @@ func (m *Manager) unpublish(ctx context.Context, key string) error {
 	if err != nil { // torn by a power failure: what no other record explains is its
 		return m.reconcile(ctx, nf, c, key)
 	}
-	if err := nf.removeElements(tableName(c.Bridge), elementsOf(e)); err != nil {
+	if err := nf.removeElements(c.table(), elementsOf(e)); err != nil {
 		return rulesError(err)
 	}
 	return forgetConnections(nf, e.Ports)
@@ -796,7 +799,7 @@ func (m *Manager) reconcile(ctx context.Context, nf *socket, c *config, without 
 	if err != nil {
 		return err
 	}
-	table := tableName(c.Bridge)
+	table := c.table()
 	if there, err := nf.ownTable(table, c); err != nil || !there {
 		return err // the next Attach makes it, from the records
 	}
@@ -920,12 +923,12 @@ func (m *Manager) Sweep(ctx context.Context, alive func(id string) bool, purge b
 		}
 		// Under the lock, and with no record: nobody is between his lease and his veth pair. Only our own table goes,
 		// and only our own bridge: the first's name may belong to another store that has the second.
-		there, err := nf.ownTable(tableName(c.Bridge), c)
+		there, err := nf.ownTable(c.table(), c)
 		if err != nil {
 			return rulesError(err)
 		}
 		if there {
-			if err := nf.deleteTable(tableName(c.Bridge)); err != nil {
+			if err := nf.deleteTable(c.table()); err != nil {
 				return rulesError(err)
 			}
 		}

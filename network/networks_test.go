@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -506,4 +507,39 @@ func TestReload(t *testing.T) {
 		run(t, "nft", "insert rule inet host forward "+dir+" \"onggi*\" accept")
 	}
 	reaches(t, "with the remedy", outside, "tcp", "192.0.2.1:18080", "red 192.0.2.2")
+}
+
+// TestStoresWithoutDefaultBridge: two stores that only have networks of their users both plan to call their table onggi;
+// neither takes the other's.
+func TestStoresWithoutDefaultBridge(t *testing.T) {
+	needHost(t)
+	ctx := context.Background()
+	var stores []*Manager
+	for i := range 3 {
+		m := newManager(t)
+		stores = append(stores, m)
+		create(t, m, Network{Name: "lan"})
+		ns, err := NewNamespace()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		if _, err := m.Attach(ctx, ns, Endpoint{
+			ID: "web" + strconv.Itoa(i), Links: []Link{{Network: "lan"}},
+			Ports: []Port{{HostPort: uint16(18300 + i), ContainerPort: 80, Protocol: "tcp"}},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := run(t, "nft", "list", "ruleset")
+	for i := range stores {
+		if port := strconv.Itoa(18300 + i); !strings.Contains(all, port) {
+			t.Errorf("port %s is not published any more:\n%s", port, all)
+		}
+	}
+	for i, m := range stores {
+		if err := m.Detach(ctx, "web"+strconv.Itoa(i)); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -70,9 +70,9 @@ func (w *nft) msg(typ uint16, flags uint16) {
 	w.message(unix.NFNL_SUBSYS_NFTABLES<<8|typ, flags|unix.NLM_F_ACK, nfHeader(unix.NFPROTO_INET, 0))
 }
 
-// newTable makes the table if it is not there. The comment is shown by nft(8), and is how we know our own work again.
-func (w *nft) newTable(comment string) {
-	w.msg(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE)
+// newTable makes the table if it is not there; with NLM_F_EXCL in flags it fails when it is. The comment is shown by nft(8), and is how we know our own work again.
+func (w *nft) newTable(comment string, flags uint16) {
+	w.msg(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|flags)
 	w.str(unix.NFTA_TABLE_NAME, w.table)
 	if comment != "" {
 		w.attr(tableUserData, commentData(comment))

@@ -809,7 +809,7 @@ func (m *Manager) rulesWithout(nf *socket, id string) error {
 	if err != nil || c == nil {
 		return err
 	}
-	there, err := nf.ownTable(tableName(c.Bridge), c)
+	there, err := nf.ownTable(c.table(), c)
 	if err != nil || !there {
 		return err
 	}

@@ -94,9 +94,9 @@ func redirectNames() error {
 	own := netip.PrefixFrom(netip.MustParseAddr(resolver.Address), 32)
 	return nf.transaction(func(w *nft) {
 		w.table = resolverTable
-		w.newTable("")
+		w.newTable("", 0)
 		w.deleteTable()
-		w.newTable("onggi: names of containers")
+		w.newTable("onggi: names of containers", 0)
 		w.baseChain("output", "filter", unix.NF_INET_LOCAL_OUT, -300)
 		for _, p := range []struct {
 			proto    byte

@@ -93,14 +93,19 @@ func (s *socket) deleteTable(name string) error {
 	return err
 }
 
-// layOut makes the table, replacing one that is there, and fills its maps, in one transaction.
+// layOut makes the table, replacing one that is there, and fills its maps, in one transaction. fresh: EEXIST when one is
+// there.
 // doc/network.md draws it; TestRulesAsDocumented compares nft's listing with that page.
-func (s *socket) layOut(c *config, nets []*Network, elements []element) error {
+func (s *socket) layOut(c *config, nets []*Network, elements []element, fresh bool) error {
 	return s.transaction(func(w *nft) {
-		w.table = tableName(c.Bridge)
-		w.newTable("") // so that the removal does not fail when it is not there
-		w.deleteTable()
-		w.newTable(c.comment(nets))
+		w.table = c.table()
+		if !fresh {
+			w.newTable("", 0) // so that the removal does not fail when it is not there
+			w.deleteTable()
+			w.newTable(c.comment(nets), 0)
+		} else {
+			w.newTable(c.comment(nets), unix.NLM_F_EXCL)
+		}
 
 		addr4, addr6 := field{typeIPv4, 4}, field{typeIPv6, 16}
 		proto, port := field{typeProto, 1}, field{typePort, 2}

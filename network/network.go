@@ -642,29 +642,40 @@ func (t *target) configure(within *socket) error {
 	if l == nil {
 		return unix.ENODEV
 	}
-	if t.ground.net.Driver == "macvlan" {
-		// Two of the same hardware address cannot be up: the former one of a container that starts again may be.
-		if err := patiently(unix.EADDRINUSE, func() error {
-			w := within.start()
-			w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
-			_, err := within.do(w)
-			return err
-		}); err != nil {
+	up := func(w *batch) {
+		w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
+	}
+	v4 := func(w *batch) { w.address(l.index, t.e.IPv4) }
+	v6 := func(w *batch) { w.address(l.index, t.e.IPv6) }
+	if !t.e.IPv6.IsValid() {
+		v6 = func(*batch) {}
+	}
+	routes := func(w *batch) { t.routes(w, l.index) }
+	if t.ground.net.Bridged() {
+		return within.all(up, v4, v6, routes)
+	}
+	// Two interfaces of one parent cannot be up with the same hardware address (macvlan), nor have the same address
+	// (ipvlan): the former one of a container that starts again may be there for a moment. The kernel goes on behind a
+	// message that it refuses, so that what is tried again is sent alone.
+	for _, m := range []func(*batch){up, v4, v6} {
+		if err := patiently(unix.EADDRINUSE, func() error { return within.all(m) }); err != nil {
 			return err
 		}
 	}
-	// Nor have two interfaces of one parent the same address (ipvlan).
-	return patiently(unix.EADDRINUSE, func() error {
-		w := within.start()
-		w.message(unix.RTM_SETLINK, unix.NLM_F_ACK, linkHeader(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
-		w.address(l.index, t.e.IPv4)
-		if t.e.IPv6.IsValid() {
-			w.address(l.index, t.e.IPv6)
-		}
-		t.routes(w, l.index)
-		_, err := within.do(w)
-		return err
-	})
+	return within.all(routes)
+}
+
+// all sends messages in one go, if there are any.
+func (s *socket) all(messages ...func(*batch)) error {
+	w := s.start()
+	for _, m := range messages {
+		m(w)
+	}
+	if w.acks == 0 {
+		return nil
+	}
+	_, err := s.do(w)
+	return err
 }
 
 // routes adds the way out where it leads here.

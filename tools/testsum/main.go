@@ -3,15 +3,21 @@
 // every skipped test with its reason and the tests that took longest. It exits with 1 when anything failed or when a
 // package never ended; a test that was skipped without a reason is a failure, too.
 //
-//	go test -json ./... | go run ./tools/testsum
+//	go test -json ./... | go run ./tools/testsum [-again FILE]
+//
+// With -again, and when nothing but a few tests has failed, it writes these into FILE, a line each: the package, a tab
+// and what -run finds the test by; it then exits with 3. Who ran them may give them a second chance, alone.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -44,12 +50,19 @@ type summary struct {
 	packages map[string]map[string]int
 	open     map[string]bool // packages that have begun and not ended
 	skipped  []*run
+	failed   []*run
 	done     []*run
-	failures int
+	failures int // all there are
+	known    int // those of them that are tests, and packages because of them
 	mute     int
 }
 
+// chances is how many failed tests may be tried again: more of them are no accident.
+const chances = 3
+
 func main() {
+	again := flag.String("again", "", "where to write the failed tests, if they are few")
+	flag.Parse()
 	s := newSummary(os.Stdout)
 	stop := make(chan struct{})
 	go func() {
@@ -68,9 +81,38 @@ func main() {
 		fmt.Fprintln(os.Stderr, "testsum:", err)
 		os.Exit(2)
 	}
-	if !s.end() {
-		os.Exit(1)
+	if s.end() {
+		return
 	}
+	if list := s.again(); *again != "" && list != nil {
+		if err := os.WriteFile(*again, []byte(strings.Join(list, "\n")+"\n"), 0o600); err != nil {
+			fmt.Fprintln(os.Stderr, "testsum:", err)
+			os.Exit(2)
+		}
+		os.Exit(3)
+	}
+	os.Exit(1)
+}
+
+// again lists the tests that failed, the innermost ones; nil when something else failed, or more than a few did.
+func (s *summary) again() (list []string) {
+	if s.failures != s.known {
+		return nil
+	}
+	for _, r := range s.failed {
+		if slices.ContainsFunc(s.failed, func(o *run) bool { return o.pkg == r.pkg && strings.HasPrefix(o.test, r.test+"/") }) {
+			continue
+		}
+		var pattern []string
+		for _, name := range strings.Split(r.test, "/") {
+			pattern = append(pattern, "^"+regexp.QuoteMeta(name)+"$")
+		}
+		list = append(list, r.pkg+"\t"+strings.Join(pattern, "/"))
+	}
+	if len(list) > chances {
+		return nil
+	}
+	return list
 }
 
 func newSummary(w io.Writer) *summary {
@@ -143,7 +185,9 @@ func (s *summary) take(e event) {
 			s.skipped = append(s.skipped, r)
 		case "fail":
 			s.failures++
-			s.printf("FAIL %s %s (%.1fs)\n%s", pkg, e.Test, e.Elapsed, r.text())
+			s.known++
+			s.failed = append(s.failed, r)
+			s.printf("FAIL %s %s (%.1fs)\n%s%s", pkg, e.Test, e.Elapsed, r.last(), r.text())
 		}
 		if e.Action != "skip" {
 			r.output = nil
@@ -168,8 +212,12 @@ func (s *summary) packageEnds(r *run, action string) {
 	}
 	if action == "fail" {
 		s.failures++
+		if n["fail"] > 0 {
+			s.known++
+		}
 		for _, t := range s.runs { // a panic or a time-out: nobody else will tell
 			if t.pkg == r.pkg && t.test != "" && t.running {
+				s.known = -s.failures // for good
 				s.printf("FAIL %s %s (it never ended)\n%s", t.pkg, t.test, t.text())
 			}
 		}
@@ -231,6 +279,16 @@ func (s *summary) end() bool {
 		s.printf("slowest: %s\n", slow)
 	}
 	return s.failures == 0
+}
+
+// last is the end of what is long, to be told first: there the reason is, and who shows these lines may cut them off.
+func (r *run) last() string {
+	const few = 8
+	lines := strings.SplitAfter(r.text(), "\n")
+	if len(lines) <= 3*few {
+		return ""
+	}
+	return "    ... in the end:\n" + strings.Join(lines[len(lines)-few-1:], "") + "    ... from the beginning:\n"
 }
 
 // text is what a test has printed, without the marks of its progress; of very much the beginning and the end.

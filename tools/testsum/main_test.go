@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -101,5 +103,59 @@ func TestVeryMuchOutput(t *testing.T) {
 	got := r.text()
 	if n := strings.Count(got, "\n"); n != 251 || !strings.Contains(got, "line 149\n    ... 750 lines are left out ...\nline 900\n") {
 		t.Errorf("%d lines, want 251:\n%s", n, got)
+	}
+}
+
+// TestAgain: what may be tried again is a few failed tests, by the names that -run takes, and nothing else.
+func TestAgain(t *testing.T) {
+	fail := func(names ...string) (in string) {
+		for _, n := range names {
+			in += fmt.Sprintf(`{"Action":"run","Package":"p","Test":%[1]q}
+{"Action":"fail","Package":"p","Test":%[1]q,"Elapsed":1}
+`, n)
+		}
+		return in + `{"Action":"fail","Package":"p","Elapsed":1}
+`
+	}
+	for _, c := range []struct {
+		name, in string
+		want     []string
+	}{
+		{"nothing failed", `{"Action":"pass","Package":"p"}`, nil},
+		{"one", fail("TestA"), []string{"p\t^TestA$"}},
+		{"the innermost", fail("TestA/a.b/c", "TestA/a.b", "TestA", "TestAB"), []string{"p\t^TestA$/^a\\.b$/^c$", "p\t^TestAB$"}},
+		{"too many", fail("TestA", "TestB", "TestC", "TestD"), nil},
+		{"a package that fails without a test", `{"Action":"fail","Package":"p","Elapsed":1}`, nil},
+		{"a test and a panic", `{"Action":"run","Package":"p","Test":"TestB"}
+` + fail("TestA"), nil},
+		{"a test and another package that is cut off", `{"Action":"start","Package":"q"}
+` + fail("TestA"), nil},
+		{"a test and one that does not build", `{"ImportPath":"q","Action":"build-fail"}
+` + fail("TestA"), nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSummary(io.Discard)
+			if err := s.read(strings.NewReader(c.in)); err != nil {
+				t.Fatal(err)
+			}
+			s.end()
+			if got := s.again(); !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestLast: of a long output the end is told first.
+func TestLast(t *testing.T) {
+	r := &run{}
+	for i := range 30 {
+		r.output = append(r.output, fmt.Sprintf("line %d\n", i))
+	}
+	if got := r.last(); !strings.Contains(got, "line 29\n") || !strings.Contains(got, "line 22\n") || strings.Contains(got, "line 21\n") {
+		t.Error(got)
+	}
+	if r.output = r.output[:10]; r.last() != "" {
+		t.Error("a short one is told twice")
 	}
 }

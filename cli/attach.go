@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
@@ -89,6 +90,15 @@ func (r *running) wait(ctx context.Context, e *engine.Engine, s *engine.Session)
 		return nil, errors.Join(err, e.Cleanup(ctx, s.Container.ID)) // its monitor was killed
 	}
 	return x, err
+}
+
+// drain has what was typed before the detach keys arrive, as far as the container takes it.
+func (r *running) drain(c *monitor.Client) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := c.Drain(ctx); err != nil {
+		r.debugf("what was typed last: %v", err)
+	}
 }
 
 // leave is what the detach keys do.

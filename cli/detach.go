@@ -88,6 +88,7 @@ func watchKeys(terminal *os.File, keys []byte, typed func()) (*os.File, error) {
 				}
 			}
 			if found {
+				_ = w.Close() // before anybody waits for the end of what was typed
 				typed()
 				return
 			}

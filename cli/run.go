@@ -419,6 +419,7 @@ func (r *running) stay(ctx context.Context, e *engine.Engine, s *engine.Session)
 	x, err := r.wait(ctx, e, s)
 	r.restore()
 	if err != nil && r.left.Load() {
+		r.drain(s.Client)
 		s.Client.Renounce()
 		_ = s.Client.Close()
 		e.Detached(s.Container.ID)
@@ -578,13 +579,25 @@ func (r *running) signal(n syscall.Signal, cancel context.CancelFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.client == nil {
-		if r.early = append(r.early, n); isEnding(n) {
-			r.caught = n
-			cancel()
+		r.early = append(r.early, n)
+		if !isEnding(n) || r.later && r.sigProxy && ends(r.early) < 2 {
+			return // for the container. One that runs already is not spared by not attaching to it.
 		}
+		r.caught = n
+		cancel()
 		return
 	}
 	r.pass(n)
+}
+
+// ends counts the signals that ask to end.
+func ends(list []syscall.Signal) (n int) {
+	for _, s := range list {
+		if isEnding(s) {
+			n++
+		}
+	}
+	return n
 }
 
 func isEnding(n syscall.Signal) bool {

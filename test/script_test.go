@@ -57,7 +57,7 @@ func TestScripts(t *testing.T) {
 			return err == nil && !bytes.Contains(b, []byte("# Told in the guests too.\n"))
 		})
 	}
-	testscript.Run(t, testscript.Params{
+	testscript.RunT(teller{t}, testscript.Params{
 		Files: files,
 		Setup: func(e *testscript.Env) error {
 			dir, err := os.MkdirTemp("/var/tmp", scratch)
@@ -101,6 +101,26 @@ func TestScripts(t *testing.T) {
 		},
 	})
 }
+
+// teller is testscript's view of a test. Its only word of its own: what failed comes first, in case that nobody shows the rest.
+type teller struct{ *testing.T }
+
+func (s teller) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(teller{t}) })
+}
+
+func (s teller) Verbose() bool { return testing.Verbose() }
+
+func (s teller) Log(args ...any) {
+	s.T.Helper()
+	text := fmt.Sprint(args...)
+	if lines := strings.Split(strings.TrimSpace(text), "\n"); strings.Contains(text, "\nFAIL: ") && len(lines) > lastLines {
+		s.T.Log("the end of the story:\n" + strings.Join(lines[len(lines)-lastLines:], "\n"))
+	}
+	s.T.Log(text)
+}
+
+const lastLines = 12
 
 // onggiIn runs onggi outside of a story's own commands.
 func onggiIn(env []string, args ...string) (string, error) {
@@ -266,7 +286,7 @@ func command(ts *testscript.TestScript, args []string) *exec.Cmd {
 //	send "TEXT"      type TEXT, a Go string
 //	size ROWS COLS   resize the window
 //	signal NUMBER    send the command a signal
-//	wait SECONDS     do nothing
+//	eventually LINE  repeat a line of sh until it succeeds
 func scriptPty(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
 		ts.Fatalf("usage: pty FILE N COMMAND")
@@ -308,10 +328,8 @@ func scriptPty(ts *testscript.TestScript, neg bool, args []string) {
 			n, err := strconv.Atoi(rest)
 			ts.Check(err)
 			ts.Check(c.Process.Signal(syscall.Signal(n)))
-		case "wait":
-			d, err := strconv.ParseFloat(rest, 64)
-			ts.Check(err)
-			time.Sleep(time.Duration(d * float64(time.Second)))
+		case "eventually":
+			scriptEventually(ts, false, []string{"sh", "-c", rest})
 		default:
 			ts.Fatalf("the dialogue has no %q", verb)
 		}

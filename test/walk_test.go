@@ -75,8 +75,8 @@ func TestWalk(t *testing.T) {
 		_ = c.Process.Signal(syscall.SIGWINCH)
 		say("until [ \"$(stty size)\" = '44 122' ]; do sleep 0.05; done; echo resized-$((40+2))\r")
 		screen.expect(t, "resized-42")
-		say("sleep 1000\r")
-		time.Sleep(200 * time.Millisecond)
+		say("sh -c 'echo asleep-$((1+1)); exec sleep 1000'\r")
+		screen.expect(t, "asleep-2")
 		say("\x03") // Ctrl-C ends the sleep, not the session
 		say("echo still-$((40+2))\r")
 		screen.expect(t, "still-42")

@@ -522,7 +522,9 @@ func (c *Client) Start(ctx context.Context) (at time.Time, spans []undo.Span, er
 func (c *Client) Attach(ctx context.Context, stdin, stdout, stderr *os.File) error {
 	m := &message{Op: "attach"}
 	var fds []int
-	for i, f := range []*os.File{stdin, stdout, stderr} {
+	// Outputs first: what the container answers to the first byte of its input is to be seen.
+	for _, i := range []int{1, 2, 0} {
+		f := [...]*os.File{stdin, stdout, stderr}[i]
 		if f == nil {
 			continue
 		}
@@ -535,6 +537,13 @@ func (c *Client) Attach(ctx context.Context, stdin, stdout, stderr *os.File) err
 	err := c.request(ctx, m, fds...)
 	runtime.KeepAlive([]*os.File{stdin, stdout, stderr})
 	return err
+}
+
+// Drain waits until the container has been given all that this client's stdin held, for a client that is about to go: with
+// its connection its streams are let go, whatever is still in them. Preconditions: nobody can write to that stdin any more.
+// Unavailable when the container does not take it within a second.
+func (c *Client) Drain(ctx context.Context) error {
+	return c.request(ctx, &message{Op: "drain"})
 }
 
 // Broken is closed when one of the attached outputs has no reader any more (EPIPE: `... | head`) or cannot be written

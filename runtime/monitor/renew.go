@@ -460,7 +460,7 @@ func (s *server) load(fd int) error {
 		case "openstdin":
 			c.OpenStdin = true
 		case "stdinonce":
-			c.StdinOnce, s.io.once = true, true
+			c.StdinOnce = true
 		case "sync":
 			c.Sync = true
 		case "health":
@@ -572,6 +572,7 @@ func (s *server) load(fd int) error {
 	if s.lock == nil || s.sock == nil || s.pid <= 0 {
 		return errors.New("the state is incomplete")
 	}
+	s.io.once = c.StdinOnce && !c.Terminal // as pipes and terminal say
 	var err error
 	if s.dir, err = openDir(c.RunDir); err != nil {
 		return err
@@ -607,7 +608,7 @@ func (s *server) load(fd int) error {
 	}
 	for _, l := range lates {
 		if l.dst >= 0 {
-			l.p.sources = append(l.p.sources, &source{e: l.e, dst: os.NewFile(uintptr(l.dst), "stdin"), bar: s.bar})
+			l.p.sources = append(l.p.sources, newSource(l.e, os.NewFile(uintptr(l.dst), "stdin"), s.bar))
 			continue
 		}
 		p, name := s.io.out, stdioNames[1]

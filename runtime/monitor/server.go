@@ -20,6 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// drainTime is how long a client that leaves waits at most for the container to take what it has typed.
+const drainTime = time.Second
+
 // connFd is the inherited connection of the first client.
 const connFd = 3
 
@@ -460,7 +463,7 @@ func (s *server) attach(p *peer, stream string, fd int) error {
 			e.close() // its end has been seen already (StdinOnce): there is nobody to read
 			return nil
 		}
-		c := &source{e: e, dst: dst, bar: s.bar}
+		c := newSource(e, dst, s.bar)
 		p.sources = append(p.sources, c)
 		s.bar.join()
 		go c.run(s.io)
@@ -626,6 +629,21 @@ func (s *server) handle(p *peer, m *message, fds []int) error {
 			if err := s.attach(p, n, fds[i]); err != nil {
 				closeFds(fds[i+1:])
 				return err
+			}
+		}
+		return nil
+	case "drain":
+		s.mu.Lock()
+		sources := p.sources
+		s.mu.Unlock()
+		limit := time.NewTimer(drainTime)
+		defer limit.Stop()
+		for _, c := range sources {
+			select {
+			case <-c.done:
+			case <-s.ctx.Done(): // the container has ended
+			case <-limit.C:
+				return fail(errdefs.Unavailable, "the container does not take its input")
 			}
 		}
 		return nil

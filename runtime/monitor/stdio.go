@@ -312,7 +312,7 @@ type stdio struct {
 	running  bool     // the pumps are
 	out, err *pump    // err is nil with a terminal
 	console  *os.File // the terminal's master side
-	once     bool     // close stdin when the first client's ends
+	once     bool     // close stdin when the first client's ends; never with a terminal, which people come back to
 
 	mu sync.Mutex
 	in *os.File // the monitor's end of stdin: a pipe, or console; nil when it is closed or was never open
@@ -494,12 +494,18 @@ type source struct {
 	e     *endpoint
 	dst   *os.File
 	bar   *barrier
-	ended atomic.Bool // both are closed
+	ended atomic.Bool   // both are closed
+	done  chan struct{} // closed when run has ended; with it, what was read has been written
+}
+
+func newSource(e *endpoint, dst *os.File, bar *barrier) *source {
+	return &source{e: e, dst: dst, bar: bar, done: make(chan struct{})}
 }
 
 // run is the source's goroutine: it ends with the client's input, with the container's interest in it, or by close.
 func (c *source) run(s *stdio) {
 	defer c.bar.leave()
+	defer close(c.done)
 	buf, err := newBuffer()
 	if err == nil {
 		defer buf.free()

@@ -23,7 +23,7 @@ const (
 // message is one packet in either direction; Op says which fields are set.
 //
 //	to the monitor    begin(streams) + descriptors | start | attach(streams) + descriptors | resize(width, height) |
-//	                  signal(signal) | mine | done
+//	                  signal(signal) | drain | mine | done
 //	from the monitor  hello | created(pid, warnings) | started(at, spans) | lost(streams) | failed(error) | exited(exit) | reply(error)
 //
 // Each request but done is answered by a reply with its id. Events have no id; a client that connects late gets those

@@ -282,7 +282,12 @@ func (a *applier) setOpaque(h *handle) error {
 		a.stats.Opaque = true // overlayfs would not read the attribute here
 		return nil
 	}
-	if err := unix.Fsetxattr(h.fd, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+	err := unix.Fsetxattr(h.fd, "trusted.overlay.opaque", []byte("y"), 0)
+	if err == unix.EPERM {
+		// In a user namespace overlayfs reads the attributes of the other name (userxattr, Linux 5.11).
+		err = unix.Fsetxattr(h.fd, "user.overlay.opaque", []byte("y"), 0)
+	}
+	if err != nil {
 		return &errdefs.Error{
 			Op: "mark as opaque", What: h.path, Kind: errdefs.KindOf(err), Err: err,
 			Why: "the attribute trusted.overlay.opaque needs CAP_SYS_ADMIN and a file system with extended attributes",

@@ -131,6 +131,9 @@ func (a *app) inherited(parent context.Context) (context.Context, context.Cancel
 // inNamespace runs this command again in a mount namespace of its own, where the trees that a RUN mounts are mounted, and
 // vanish with it whatever happens.
 func (a *app) inNamespace() error {
+	if err := a.enter(); err != nil {
+		return err
+	}
 	runtime.LockOSThread() // Pdeathsig is the thread's
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)

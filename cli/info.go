@@ -116,6 +116,9 @@ the way.`
 			line("Images", i.Images)
 			line("Root", i.Root)
 			line("Run root", i.RunRoot)
+			if i.Rootless != "" {
+				line("Rootless", i.Rootless)
+			}
 			line("Runtime", i.Runtime)
 			line("Kernel", i.Kernel)
 			line("Cgroup version", i.CgroupVersion)

@@ -16,6 +16,7 @@ import (
 	"github.com/onggi/onggi/engine"
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/image"
+	"github.com/onggi/onggi/userns"
 	"golang.org/x/term"
 )
 
@@ -148,6 +149,9 @@ func (a *app) open() (*engine.Engine, error) {
 	if a.engine != nil {
 		return a.engine, nil
 	}
+	if err := a.enter(); err != nil {
+		return nil, err
+	}
 	if a.keepBlobs != "" {
 		if err := image.Keep(a.keepBlobs).Check(); err != nil {
 			return nil, reading("--keep-blobs", a.keepBlobs, err)
@@ -170,8 +174,12 @@ func (a *app) open() (*engine.Engine, error) {
 		}
 	}
 	a.debugf("root %s, run root %s, program %s", root, runRoot, self)
+	behind := os.Getenv("SUDO_USER")
+	if userns.Rootless() {
+		behind = os.Getenv("USER") // who is root here
+	}
 	a.engine, err = engine.Open(engine.Options{
-		Root: root, RunRoot: runRoot, For: os.Getenv("SUDO_USER"),
+		Root: root, RunRoot: runRoot, For: behind,
 		Self: []string{self, "--root", root, "--run-root", runRoot}, KeepBlobs: a.keepBlobs,
 	})
 	return a.engine, err

@@ -9,6 +9,7 @@ import (
 	"github.com/onggi/onggi/reference"
 	"github.com/onggi/onggi/registry"
 	"github.com/onggi/onggi/signature"
+	"github.com/onggi/onggi/userns"
 	"github.com/spf13/cobra"
 )
 
@@ -50,7 +51,7 @@ func credentialFiles() []string {
 	if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" {
 		files = append(files, filepath.Join(run, "containers/auth.json"))
 	}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && !userns.Rootless() {
 		files = append(files, "/run/containers/0/auth.json")
 	}
 	if home, err := os.UserHomeDir(); err == nil {

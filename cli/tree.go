@@ -120,8 +120,8 @@ directories, and you have another store beside the first.`,
 	}
 	f := root.PersistentFlags()
 	f.SortFlags = false
-	f.StringVar(&a.root, "root", os.Getenv("ONGGI_ROOT"), "`directory` of images and containers (ONGGI_ROOT; default /var/lib/onggi)")
-	f.StringVar(&a.runRoot, "run-root", os.Getenv("ONGGI_RUN_ROOT"), "`directory` of what a reboot may take (ONGGI_RUN_ROOT; default /run/onggi)")
+	f.StringVar(&a.root, "root", os.Getenv("ONGGI_ROOT"), "`directory` of images and containers (ONGGI_ROOT; default /var/lib/onggi, without root ~/.local/share/onggi)")
+	f.StringVar(&a.runRoot, "run-root", os.Getenv("ONGGI_RUN_ROOT"), "`directory` of what a reboot may take (ONGGI_RUN_ROOT; default /run/onggi, without root $XDG_RUNTIME_DIR/onggi)")
 	f.BoolVar(&a.debug, "debug", false, "print paths, phases and the causes of errors on stderr")
 	f.StringVar(&a.keepBlobs, "keep-blobs", os.Getenv("ONGGI_KEEP_BLOBS"), "`policy` for compressed layers: auto keeps those that cannot be made again, always all (ONGGI_KEEP_BLOBS; default see system limits)")
 	f.BoolVar(&a.offline, "offline", os.Getenv("ONGGI_OFFLINE") != "" && os.Getenv("ONGGI_OFFLINE") != "0", "ask no registry for anything (ONGGI_OFFLINE)")

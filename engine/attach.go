@@ -50,8 +50,12 @@ func (e *Engine) Detached(id string) {
 	}
 }
 
-// group opens the container's control group; the caller closes it. NotFound when it has ended.
+// group opens the container's control group; the caller closes it. NotFound when it has ended, Unsupported when this
+// user's containers have none.
 func (r *record) group() (*cgroup.Group, error) {
+	if groupless() {
+		return nil, noGroup(r.ID)
+	}
 	layout, err := cgroup.Detect()
 	if err != nil {
 		return nil, err

@@ -51,13 +51,9 @@ func (e *Engine) Commit(ctx context.Context, idOrName string, o CommitOptions) (
 		}
 	}
 	if o.Pause && r.Status == Running && !r.Paused {
-		layout, err := cgroup.Detect()
+		g, err := r.group()
 		if err != nil {
-			return nil, err
-		}
-		g, err := cgroup.Open(layout, r.CgroupPath)
-		if err != nil {
-			return nil, err
+			return nil, &errdefs.Error{Op: "commit", What: idOrName, Kind: errdefs.KindOf(err), Why: "its processes cannot be paused", Fix: "commit it as it runs: --pause=false", Err: err}
 		}
 		switch err := g.Freeze(true); {
 		case errdefs.Is(err, errdefs.NotFound): // it has ended since

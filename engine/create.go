@@ -171,6 +171,9 @@ func normalize(c Config) (Config, error) {
 	if len(c.Links) > 0 && c.networked() {
 		c.Network = c.Links[0].Network
 	}
+	if err := c.checkRootless(); err != nil {
+		return c, err
+	}
 	if err := c.checkNetworks(); err != nil {
 		return c, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/onggi/onggi/cgroup"
 	"github.com/onggi/onggi/snapshot"
+	"github.com/onggi/onggi/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,12 +23,13 @@ type Info struct {
 	Memory                      int64
 	Overlay, Seccomp, NFTables  bool
 	Layers                      string // how layers lie, and could (snapshot.Forms)
+	Rootless                    string // whose engine this is, and how many ids it has; "" is root's
 	Warnings                    []string
 }
 
 // Info describes host and store. It changes nothing.
 func (e *Engine) Info(ctx context.Context) (*Info, error) {
-	i := &Info{Root: e.o.Root, RunRoot: e.o.RunRoot, CPUs: runtime.NumCPU()}
+	i := &Info{Root: e.o.Root, RunRoot: e.o.RunRoot, CPUs: runtime.NumCPU(), Rootless: aboutUser()}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return nil, err
@@ -68,6 +70,17 @@ func (e *Engine) Info(ctx context.Context) (*Info, error) {
 	held, err := heldCapabilities()
 	if err != nil {
 		return nil, err
+	}
+	if i.Rootless != "" {
+		if m, err := userns.UIDs(); err == nil && len(m) == 1 && m[0].Size == 1 {
+			i.Warnings = append(i.Warnings, "this user has one id only: images with files of other users cannot be unpacked. Have root add ranges to /etc/subuid and /etc/subgid (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER), install uidmap, and end the old namespace's holder (its pid is in RUN-ROOT/userns/holder)")
+		}
+		if groupless() {
+			i.Warnings = append(i.Warnings, "this user may write no control group: limits are refused, and stats and pause cannot be had")
+		}
+		if !ownsNetwork() {
+			i.Warnings = append(i.Warnings, "without root there are the networks host, none and container:, and no bridge")
+		}
 	}
 	if len(held) < 41 {
 		i.Warnings = append(i.Warnings, "this process does not hold every capability: limits are clamped, privileged containers get what it holds")

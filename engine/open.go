@@ -135,8 +135,8 @@ func (e *Engine) makeLocked() error {
 func needsRoot(op, root string) error {
 	return &errdefs.Error{
 		Op: op, What: "the store " + root, Kind: errdefs.Forbidden,
-		Why: fmt.Sprintf("containers are made by root, and this is user %d: the engine does not work without root yet", os.Geteuid()),
-		Fix: "run it as root: sudo onggi ...; onggi-runtime alone also works without root",
+		Why: fmt.Sprintf("containers are made by root, of the host or of a user namespace, and this is user %d", os.Geteuid()),
+		Fix: "run it by the program onggi, which enters a user namespace, or as root: sudo onggi ...",
 	}
 }
 

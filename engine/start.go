@@ -427,7 +427,7 @@ func (h *held) writeSpec(tree *view, host spec.Host, from *sources, files map[st
 	c.Mounts = append(c.Mounts, secrets...)
 	s, warnings, err := spec.Generate(spec.Input{
 		PidNS: pidns,
-		ID:    r.ID, Image: &ocispec.Image{Config: r.Image}, Config: &c, Host: host, RootPath: "rootfs", CgroupsPath: r.CgroupPath, NetNS: netns,
+		ID:    r.ID, Image: &ocispec.Image{Config: r.Image}, Config: &c, Host: host, RootPath: "rootfs", CgroupsPath: groupPath(r.CgroupPath), NetNS: netns,
 		UID: uid, GID: gid, AdditionalGids: more, Home: home, Files: files,
 	})
 	if err != nil {
@@ -435,6 +435,9 @@ func (h *held) writeSpec(tree *view, host spec.Host, from *sources, files map[st
 	}
 	for _, w := range warnings {
 		r.Warnings = appendNew(r.Warnings, w)
+	}
+	if err := pingGroups(s); err != nil {
+		return err
 	}
 	if err := followLinks(tree, s.Mounts); err != nil {
 		return err

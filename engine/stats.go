@@ -101,6 +101,9 @@ type meters struct {
 }
 
 func (e *Engine) meters(names []string, all bool) (_ *meters, err error) {
+	if groupless() {
+		return nil, noGroup("")
+	}
 	m := &meters{}
 	if len(names) > 0 {
 		for _, n := range names {

@@ -11,6 +11,7 @@ import (
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/mount"
 	"github.com/onggi/onggi/pathrs"
+	"github.com/onggi/onggi/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -334,7 +335,7 @@ func (v *view) mounted() (*os.File, error) {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return fmt.Errorf("make the mounts private: %w", err)
 		}
-		if err := mount.All([]mount.Mount{{Type: "overlay", Overlay: &mount.Overlay{Lower: v.layers}}}, v.at); err != nil {
+		if err := mount.All([]mount.Mount{{Type: "overlay", Overlay: &mount.Overlay{Lower: v.layers, UserXattr: userns.Rootless()}}}, v.at); err != nil {
 			return err
 		}
 		root, err = os.Open(v.at)

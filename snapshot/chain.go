@@ -348,8 +348,12 @@ func (k *stacker) at(i int, p string) (found, hides bool, err error) {
 
 func isOpaque(fd int) bool {
 	b := make([]byte, 1)
-	n, err := unix.Fgetxattr(fd, "trusted.overlay.opaque", b)
-	return err == nil && n == 1 && b[0] == 'y'
+	for _, name := range [...]string{"trusted.overlay.opaque", "user.overlay.opaque"} {
+		if n, err := unix.Fgetxattr(fd, name, b); err == nil && n == 1 && b[0] == 'y' {
+			return true
+		}
+	}
+	return false
 }
 
 // metadata is what a directory has besides its name and content.

@@ -11,6 +11,7 @@ import (
 	"github.com/onggi/onggi/archive"
 	"github.com/onggi/onggi/mount"
 	"github.com/onggi/onggi/pathrs"
+	"github.com/onggi/onggi/userns"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
@@ -85,6 +86,9 @@ func (s *Store) difference(id string, f func(*archive.Difference) error) error {
 		}
 	}
 	d.Merged = func() (*os.File, error) {
+		if userns.Rootless() { // there overlayfs neither redirects nor copies metadata alone (overlayfs.rst, "User xattr")
+			return mount.Tree(mount.Mount{Type: "overlay", Options: []string{"ro"}, Overlay: &mount.Overlay{Lower: lower, UserXattr: true}})
+		}
 		return mount.Tree(mount.Mount{Type: "overlay", Options: []string{"ro", "redirect_dir=follow", "metacopy=on"}, Overlay: &mount.Overlay{Lower: lower}})
 	}
 	return f(d)
@@ -123,7 +127,7 @@ func (s *Store) Tree(ctx context.Context, layers []digest.Digest) (*os.File, err
 	for i, l := range c.Lower {
 		lower[i] = s.path(l)
 	}
-	return mount.Tree(mount.Mount{Type: "overlay", Options: []string{"ro"}, Overlay: &mount.Overlay{Lower: lower}})
+	return mount.Tree(mount.Mount{Type: "overlay", Options: []string{"ro"}, Overlay: &mount.Overlay{Lower: lower, UserXattr: userns.Rootless()}})
 }
 
 // OpenLayer opens the tree of one layer, in overlayfs' form.

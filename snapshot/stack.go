@@ -12,6 +12,7 @@ import (
 	"github.com/onggi/onggi/mount"
 	"github.com/onggi/onggi/pathrs"
 	"github.com/onggi/onggi/undo"
+	"github.com/onggi/onggi/userns"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
@@ -136,10 +137,10 @@ func (s *Store) Mounts(id string, readonly, volatile bool) ([]mount.Mount, error
 	case readonly && len(lower) == 1:
 		return []mount.Mount{{Type: "bind", Source: lower[0], Options: []string{"bind", "ro"}}}, nil
 	case readonly:
-		return []mount.Mount{{Type: "overlay", Options: []string{"ro"}, Overlay: &mount.Overlay{Lower: lower}}}, nil
+		return []mount.Mount{{Type: "overlay", Options: []string{"ro"}, Overlay: &mount.Overlay{Lower: lower, UserXattr: userns.Rootless()}}}, nil
 	}
 	return []mount.Mount{{Type: "overlay", Overlay: &mount.Overlay{
-		Lower: lower, Upper: s.path(rel, "upper"), Work: s.path(rel, "work"), Volatile: volatile,
+		Lower: lower, Upper: s.path(rel, "upper"), Work: s.path(rel, "work"), Volatile: volatile, UserXattr: userns.Rootless(),
 	}}}, nil
 }
 

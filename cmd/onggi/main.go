@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/onggi/onggi/cli"
+	"github.com/onggi/onggi/userns"
 )
 
 // embedded holds hello.tar, the image onggi/hello, when it was built (tools/hello-image) before this program.
@@ -15,6 +16,9 @@ import (
 var embedded embed.FS
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == userns.HoldArgument {
+		os.Exit(userns.Hold())
+	}
 	var sub fs.FS
 	if s, err := fs.Sub(embedded, "embedded"); err == nil {
 		sub = s

@@ -354,7 +354,7 @@ func (a *applier) fill(fd int, p *handle, base string, h *tar.Header, m *dirMeta
 	chown := a.chownAll || m.uid != a.uid || m.gid != a.gid
 	if chown {
 		if err := unix.Fchown(fd, int(m.uid), int(m.gid)); err != nil {
-			return err
+			return m.chownError(err)
 		}
 	}
 	if m.mode&0o7000 != 0 || m.mode&a.umask != 0 {
@@ -554,7 +554,7 @@ func (a *applier) node(p *handle, base string, h *tar.Header, m *dirMeta) error 
 func (a *applier) finishNode(p *handle, base string, m *dirMeta, chmod bool) error {
 	if a.chownAll || m.uid != a.uid || m.gid != a.gid || !a.triedGroup {
 		if err := unix.Fchownat(p.fd, base, int(m.uid), int(m.gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return err
+			return m.chownError(err)
 		}
 	}
 	if chmod {
@@ -642,6 +642,17 @@ func entryError(name string, err error) error {
 		return e
 	}
 	return &errdefs.Error{Op: "unpack", What: quote(name), Kind: errdefs.KindOf(err), Fix: fixOf(err), Err: err}
+}
+
+// chownError explains that an owner does not exist in this user namespace.
+func (m *dirMeta) chownError(err error) error {
+	if err != unix.EINVAL {
+		return err
+	}
+	return &errdefs.Error{
+		Kind: errdefs.Unsupported, Err: err, Why: fmt.Sprintf("its owner %d:%d is not among the ids of this user namespace", m.uid, m.gid),
+		Fix: "without root, have ranges that hold it in /etc/subuid and /etc/subgid (see: onggi info)",
+	}
 }
 
 func fixOf(err error) string {

@@ -333,7 +333,7 @@ func (a *applier) finishDir(ino uint64, m *dirMeta) error {
 	chowned := false
 	if st.Uid != m.uid || st.Gid != m.gid {
 		if err := unix.Fchown(fd, int(m.uid), int(m.gid)); err != nil {
-			return err
+			return m.chownError(err)
 		}
 		chowned = true
 	}

@@ -175,6 +175,9 @@ func checkOverlay(context.Context, *Engine) ([]finding, error) {
 }
 
 func checkNFTables(ctx context.Context, e *Engine) ([]finding, error) {
+	if bridgeless() {
+		return nil, nil // nobody would use it
+	}
 	if _, err := network.ForeignDrops(ctx, e.o.Bridge); err != nil {
 		return one("nftables", "the kernel does not answer ("+err.Error()+"): containers on a bridge cannot start", "modprobe nf_tables"), nil
 	}
@@ -215,6 +218,9 @@ func sysctl(path string, least int64, why string) ([]finding, error) {
 }
 
 func checkUserNamespaces(context.Context, *Engine) ([]finding, error) {
+	if oneID() {
+		return one("this user's ids", "there is one only: "+oneIDWhy, oneIDFix), nil
+	}
 	return sysctl("/proc/sys/user/max_user_namespaces", 100, "user namespaces are off, or almost: idmapped binds and rootless containers cannot be made")
 }
 

@@ -29,6 +29,9 @@ type Explanation struct {
 
 // ReloadNetworks puts rules, bridges and the resolver right, and returns what was missing.
 func (e *Engine) ReloadNetworks(ctx context.Context) (repaired, warnings []string, err error) {
+	if bridgeless() {
+		return nil, nil, noBridge("reload", "the networks")
+	}
 	m, err := e.network()
 	if err != nil {
 		return nil, nil, err
@@ -199,6 +202,10 @@ func (e *Engine) ExplainContainer(ctx context.Context, idOrName string) (*Explan
 
 // problems adds what stands in the way on this host.
 func (e *Engine) problems(ctx context.Context, x *Explanation, concerned bool) error {
+	if bridgeless() {
+		x.Facts = append(x.Facts, "what the host's firewall does with it cannot be seen without root")
+		return nil
+	}
 	m, err := e.network()
 	if err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 
 	"github.com/onggi/onggi/cgroup"
 	"github.com/onggi/onggi/snapshot"
-	"github.com/onggi/onggi/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -72,13 +71,13 @@ func (e *Engine) Info(ctx context.Context) (*Info, error) {
 		return nil, err
 	}
 	if i.Rootless != "" {
-		if m, err := userns.UIDs(); err == nil && len(m) == 1 && m[0].Size == 1 {
-			i.Warnings = append(i.Warnings, "this user has one id only: images with files of other users cannot be unpacked. Have root add ranges to /etc/subuid and /etc/subgid (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER), install uidmap, and end the old namespace's holder (its pid is in RUN-ROOT/userns/holder)")
+		if oneID() {
+			i.Warnings = append(i.Warnings, "this user has one id only: "+oneIDWhy+"; "+oneIDFix)
 		}
 		if groupless() {
 			i.Warnings = append(i.Warnings, "this user may write no control group: limits are refused, and stats and pause cannot be had")
 		}
-		if !ownsNetwork() {
+		if bridgeless() {
 			i.Warnings = append(i.Warnings, "without root there are the networks host, none and container:, and no bridge")
 		}
 	}

@@ -296,7 +296,11 @@ func (e *Engine) namespaceOf(r *record) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "cgroup")
 	defer f.Close()
 	text, err := readAll(f, "cgroup", 64<<10)
-	if err != nil || !bytes.Contains(text, []byte(r.ID)) || !monitor.Alive(e.runDir(r.ID)) {
+	mine := bytes.Contains(text, []byte(r.ID))
+	if groupless() { // there is no group that would tell: it must at least be a process of this user's namespace
+		mine = sameFile(int(proc.Fd()), "ns/user", "/proc/self/ns/user")
+	}
+	if err != nil || !mine || !monitor.Alive(e.runDir(r.ID)) {
 		_ = ns.Close()
 		return gone(err)
 	}
@@ -317,6 +321,9 @@ type Connection struct {
 
 // CreateNetwork makes a network. Warnings say what does not work as it should although it is made.
 func (e *Engine) CreateNetwork(ctx context.Context, n network.Network) (*network.Network, []string, error) {
+	if bridgeless() {
+		return nil, nil, noBridge("create the network", n.Name)
+	}
 	if err := e.make(); err != nil {
 		return nil, nil, err
 	}

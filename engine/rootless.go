@@ -2,6 +2,8 @@ package engine
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/userns"
@@ -38,11 +40,18 @@ func noGroup(id string) error {
 
 // checkRootless refuses what a user who is not root cannot have.
 func (c *Config) checkRootless() error {
-	if !userns.Rootless() || !c.networked() || ownsNetwork() {
+	if !c.networked() || !bridgeless() {
 		return nil
 	}
+	return noBridge("connect to", "network "+cmpOr(c.Network, "bridge"))
+}
+
+// bridgeless reports whether this is a user, not root, whose network namespace is the host's.
+func bridgeless() bool { return userns.Rootless() && !ownsNetwork() }
+
+func noBridge(op, what string) error {
 	return &errdefs.Error{
-		Op: "connect to", What: "network " + cmpOr(c.Network, "bridge"), Kind: errdefs.Unsupported,
+		Op: op, What: what, Kind: errdefs.Unsupported,
 		Why: "a user who is not root can make no bridge on the host, and Onggi does not use pasta or slirp4netns yet",
 		Fix: "use --network host or --network none, or run it as root",
 	}
@@ -80,8 +89,13 @@ func ownsNetwork() bool {
 		return false
 	}
 	defer unix.Close(owner) //nolint:errcheck // a handle
+	return sameFile(owner, "", "/proc/self/ns/user")
+}
+
+// sameFile reports whether name below dir, or dir itself, is the file at path.
+func sameFile(dir int, name, path string) bool {
 	var a, b unix.Stat_t
-	return unix.Fstat(owner, &a) == nil && unix.Stat("/proc/self/ns/user", &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
+	return unix.Fstatat(dir, name, &a, unix.AT_EMPTY_PATH) == nil && unix.Stat(path, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 // aboutUser is what `onggi info` says of a user's engine; "" for root.
@@ -100,3 +114,35 @@ func aboutUser() string {
 	host, _ := m.ToHost(0)
 	return fmt.Sprintf("user %d, %d ids", host, ids)
 }
+
+// oneID reports whether this user has no ids but its own.
+func oneID() bool {
+	m, err := userns.UIDs()
+	return userns.Rootless() && err == nil && len(m) == 1 && m[0].Size == 1
+}
+
+// oneGroup leaves out the groups that the image gives its user, where the kernel denies setgroups(2), and that of
+// terminals; it says so when they are more than the user's own. Groups that were asked for stay, and are refused.
+func oneGroup(s *runspec.Spec, asked []string) (warning string) {
+	u := &s.Process.User
+	if !oneID() || len(asked) > 0 {
+		return ""
+	}
+	for _, g := range u.AdditionalGids {
+		if g != u.GID {
+			warning = "the image's further groups of its user are left out: this user has one id only"
+		}
+	}
+	u.AdditionalGids = nil
+	for i := range s.Mounts {
+		if m := &s.Mounts[i]; m.Type == "devpts" { // the terminals' group, tty, does not exist either
+			m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return strings.HasPrefix(o, "gid=") })
+		}
+	}
+	return warning
+}
+
+const (
+	oneIDWhy = "images with files of other users than root cannot be unpacked"
+	oneIDFix = "have root install uidmap and give ranges (usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER), then kill the process in RUNROOT/userns/holder"
+)

@@ -439,6 +439,9 @@ func (h *held) writeSpec(tree *view, host spec.Host, from *sources, files map[st
 	if err := pingGroups(s); err != nil {
 		return err
 	}
+	if w := oneGroup(s, r.Config.GroupAdd); w != "" {
+		r.Warnings = appendNew(r.Warnings, w)
+	}
 	if err := followLinks(tree, s.Mounts); err != nil {
 		return err
 	}

@@ -290,8 +290,8 @@ func (e *Engine) sweepRuntime() error {
 // sweepNetwork gives back addresses and ports of sandboxes that do not run. A container whose lock is taken is being
 // started or ended by somebody: it is left to them.
 func (e *Engine) sweepNetwork(ctx context.Context) error {
-	if !exists(filepath.Join(e.o.RunRoot, "network")) {
-		return nil
+	if bridgeless() || !exists(filepath.Join(e.o.RunRoot, "network")) {
+		return nil // nothing can be there
 	}
 	n, err := e.network()
 	if err != nil {

@@ -148,6 +148,10 @@ func TestRootless(t *testing.T) {
 	eventually(t, "the log", func() bool { return strings.Contains(c.try("logs", "web").out, "hello") })
 	c.says(0, "web", "ps")
 	c.says(0, "33 44", "exec", "web", "sh", "-c", "until [ $(stat -c %u /data/x) = 33 ]; do sleep 0.01; done; stat -c '%u %g' /data/x")
+	c.says(0, "lo", "run", "--rm", "--network", "container:web", "busybox", "cat", "/proc/net/dev")
+	c.says(1, "can make no bridge", "network", "create", "mine")
+	c.says(0, "", "system", "resume")
+	c.says(0, "", "system", "check")
 	c.says(0, "5", "exec", "-u", "5", "web", "id", "-u")
 	outside := strings.TrimSpace(c.try("volume", "inspect", "-f", "{{.Mountpoint}}", "data").out)
 	var st syscall.Stat_t
@@ -204,4 +208,17 @@ func TestRootlessOneID(t *testing.T) {
 	c := newCommoner(t, 54872, false)
 	c.says(0, "one id only", "info")
 	c.says(0, "user 54872, 1 ids", "info")
+	c.says(1, "this user's ids", "doctor")
+	for name, owner := range map[string]string{"mine": "0:0", "another's": "33:33"} {
+		dir := filepath.Join(c.dir, name)
+		if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		sh(t, "cp", "/bin/busybox", dir+"/bin/sh")
+		sh(t, "chown", owner, dir+"/bin/sh")
+		sh(t, "tar", "-C", dir, "-cf", dir+".tar", ".")
+	}
+	c.says(0, "sha256:", "import", filepath.Join(c.dir, "mine.tar"), "mine")
+	c.says(3, "", "run", "--rm", "--network", "none", "mine", "sh", "-c", "exit 3")
+	c.says(1, "its owner 33:33 is not among the ids", "import", filepath.Join(c.dir, "another's.tar"), "other")
 }

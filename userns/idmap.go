@@ -4,7 +4,9 @@
 // Ids are uint32 from the first parse on, and a sum that would wrap is refused: an id that silently became 0 was
 // CVE-2024-40635. The id 4294967295 is (uid_t)-1, "no id", and belongs to no map.
 //
-// What it leaves to others: making namespaces and writing their maps (the runtime), and shifting the owners of files.
+// Home is the namespaces of a user who is not root: held by a sleeping process, and entered by every command.
+//
+// What it leaves to others: containers' namespaces and their maps (the runtime), and shifting the owners of files.
 package userns
 
 import (

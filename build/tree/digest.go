@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/onggi/onggi/errdefs"
 	"github.com/onggi/onggi/pathrs"
@@ -72,13 +73,14 @@ func (v *View) digestOf(e *file) (digest.Digest, error) {
 			return d, nil
 		}
 	}
+	began := time.Now()
 	one := sha256.New()
 	if err := v.identify(one, e); err != nil {
 		return "", err
 	}
 	d := digest.NewDigest(digest.SHA256, one)
 	if v.known != nil {
-		v.known.put(&e.st, d)
+		v.known.put(&e.st, d, began)
 	}
 	return d, nil
 }

@@ -132,10 +132,12 @@ func (k *Known) get(st *unix.Stat_t) (digest.Digest, bool) {
 	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(was.sum[:])), true
 }
 
-// put remembers the digest of a file that was read after it was looked at.
-func (k *Known) put(st *unix.Stat_t, d digest.Digest) {
+// put remembers the digest of a file that was looked at, and then read from began on. What counts is when reading began, not
+// when it ended: a file that takes seconds to read may have been written once more behind the reader within the tick of the
+// clock that it was looked at in, and its times would never tell.
+func (k *Known) put(st *unix.Stat_t, d digest.Digest, began time.Time) {
 	r := recordOf(st)
-	if time.Since(time.Unix(0, max(r.mtime, r.ctime))) < settled {
+	if began.Sub(time.Unix(0, max(r.mtime, r.ctime))) < settled {
 		return
 	}
 	if n, err := hex.Decode(r.sum[:], []byte(d.Encoded())); err != nil || n != len(r.sum) {

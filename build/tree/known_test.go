@@ -8,6 +8,7 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // TestKnown: files that changed in whatever way are read again, those that did not are not, and what just changed is not
@@ -92,6 +93,37 @@ func TestKnown(t *testing.T) {
 		}
 		if k := OpenKnown(file); k.count() != 0 {
 			t.Errorf("%q holds %d records", text, k.count())
+		}
+	}
+}
+
+// TestKnownSameTick: a file that is written again within the tick of its times, behind a reader that takes long, is read
+// again by the next build; one whose reading began when it had settled is not. Times in the future never settle.
+func TestKnownSameTick(t *testing.T) {
+	changed := time.Now().Add(-time.Hour) // reading ended long after any change, in all cases
+	d := digest.FromString("as it was read")
+	for _, c := range []struct {
+		name         string
+		mtime, ctime time.Time
+		began        time.Time
+		want         bool
+	}{
+		{"in the same tick", changed, changed, changed, false},
+		{"a little later", changed, changed, changed.Add(settled - 1), false},
+		{"settled", changed, changed, changed.Add(settled), true},
+		{"an old mtime, but a new ctime", changed.Add(-time.Hour), changed, changed.Add(time.Millisecond), false},
+		{"a mtime in the future", changed.Add(24 * time.Hour), changed, changed.Add(settled), false},
+		{"a clock that went back", changed, changed, changed.Add(-time.Minute), false},
+	} {
+		k := OpenKnown(filepath.Join(t.TempDir(), "known"))
+		st := unix.Stat_t{
+			Ino: 7, Mode: unix.S_IFREG | 0o644, Size: 5,
+			Mtim: unix.NsecToTimespec(c.mtime.UnixNano()), Ctim: unix.NsecToTimespec(c.ctime.UnixNano()),
+		}
+		k.put(&st, d, c.began)
+		got, ok := k.get(&st)
+		if ok != c.want || ok && got != d {
+			t.Errorf("%s: known %v (%s), want %v", c.name, ok, got, c.want)
 		}
 	}
 }

@@ -51,7 +51,8 @@ func Forms(first Form) []Form {
 const (
 	// SampleBlob and SampleArchive are how much of a blob's and its archive's beginning Identify looks at, in bytes: the
 	// archive's is enough for one of pgzip's blocks and some of the next.
-	SampleBlob    = 1536 << 10
+	SampleBlob = 1536 << 10
+	// SampleArchive is the archive's part of it.
 	SampleArchive = 1152 << 10
 	// firstSample is what each compressor has to get right before it is given the rest.
 	firstSample = 192 << 10

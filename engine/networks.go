@@ -261,7 +261,8 @@ func (h *held) share(files map[string]string) (*os.File, error) {
 	}
 	for _, path := range files {
 		from := filepath.Join(h.e.runDir(t.ID), filepath.Base(path))
-		if err := ignoreMissing(os.Remove(path)); err == nil {
+		err := ignoreMissing(os.Remove(path))
+		if err == nil {
 			err = os.Link(from, path) // one file: what is written into it on behalf of one is seen by both
 		}
 		if err != nil {

@@ -28,6 +28,8 @@ func TestMain(m *testing.M) {
 
 func play(role string) {
 	say := func(s string) { fmt.Println(s) }
+	// listen hears the request: who ends before that breaks the pipe under the one who still writes it.
+	listen := func() { _, _ = bufio.NewReader(os.Stdin).ReadString('\n') }
 	switch role {
 	case "good":
 		err := Serve(context.Background(), os.Stdin, os.Stdout, func(ctx context.Context, req Request, b Backend) (*Result, error) {
@@ -65,6 +67,7 @@ func play(role string) {
 	case "mute":
 		time.Sleep(time.Hour)
 	case "nonsense":
+		listen()
 		say("what?")
 	case "endless":
 		for {
@@ -73,8 +76,10 @@ func play(role string) {
 			}
 		}
 	case "badgraph":
+		listen()
 		say(`{"call":"end","result":{"platforms":[{"id":"x","platform":{"os":"","architecture":""},"image":{},"graph":{"output":{"vertex":"x"}}}]}}`)
 	case "empty":
+		listen()
 		say(`{"call":"end"}`)
 	case "fishing":
 		say(`{"id":1,"call":"read","path":"/etc/shadow","length":10}`)

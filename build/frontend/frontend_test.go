@@ -62,6 +62,7 @@ func play(role string) {
 			return nil, &Failure{Err: &errdefs.Error{Kind: errdefs.NotFound, Why: "gone"}, Source: &graph.Text{Name: "Dockerfile"}, Ranges: []graph.Location{{Start: 3, End: 4}}}
 		})
 	case "dies":
+		listen()
 		fmt.Fprintln(os.Stderr, "out of memory")
 		os.Exit(3)
 	case "mute":
